@@ -1,0 +1,211 @@
+//! What of the model a node holds under a plan: slices of tensors, their bytes, and the byte ranges of
+//! the file they come from. The planner prices these numbers, the worker loads exactly these slices,
+//! and memory tests compare the two.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::NodeId;
+use crate::limits;
+use crate::model::{LayerRole, ModelSpec, Role, TensorSpec};
+use crate::plan::{Plan, Share, Span};
+use crate::units::Bytes;
+
+/// The part of a tensor that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cut {
+    /// All of it, copied.
+    Whole,
+    /// All of it, read in place from the mapped file (the embedding table).
+    Mapped,
+    /// These output rows.
+    Rows(Span),
+    /// These input columns, whole blocks that contain the wanted ones.
+    Cols {
+        /// The columns held: on block borders.
+        held: Span,
+        /// The columns whose activations count; the others are fed zeros.
+        used: Span,
+    },
+}
+
+/// One tensor's part on one node.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slice<'a> {
+    pub tensor: &'a TensorSpec,
+    pub cut: Cut,
+}
+
+impl Slice<'_> {
+    /// Bytes held in memory of the process (a mapped table counts as well: it is read).
+    pub fn bytes(&self) -> Bytes {
+        let tensor = self.tensor;
+        match self.cut {
+            Cut::Whole | Cut::Mapped => tensor.bytes(),
+            Cut::Rows(rows) => Bytes(u64::from(rows.len()) * tensor.row_bytes()),
+            Cut::Cols { held, .. } => {
+                Bytes(tensor.rows * tensor.kind.row_bytes(u64::from(held.len())).unwrap_or(0))
+            }
+        }
+    }
+
+    /// The bytes of the file this slice needs, as one range. A column cut needs its whole tensor: its
+    /// pieces lie one in each row.
+    pub fn file_range(&self) -> Range<u64> {
+        let tensor = self.tensor;
+        let start = tensor.offset;
+        match self.cut {
+            Cut::Rows(rows) => {
+                let row = tensor.row_bytes();
+                start + u64::from(rows.first) * row..start + u64::from(rows.end) * row
+            }
+            Cut::Whole | Cut::Mapped | Cut::Cols { .. } => start..start + tensor.bytes().0,
+        }
+    }
+}
+
+/// What a node holds under a plan, in bytes, as the worker accounts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Weights copied into the process.
+    pub weights: Bytes,
+    /// The embedding table, mapped.
+    pub mapped: Bytes,
+    /// KV pages when every sequence is at its full context.
+    pub kv: Bytes,
+    /// Activations, logits and wire buffers.
+    pub buffers: Bytes,
+}
+
+impl Footprint {
+    /// What `--memory` is compared with.
+    pub fn total(&self) -> Bytes {
+        self.weights + self.mapped + self.kv + self.buffers
+    }
+}
+
+/// The slices `node` holds under `plan`, in file order of the roles.
+pub fn slices<'a>(plan: &Plan, spec: &'a ModelSpec, node: NodeId) -> Vec<Slice<'a>> {
+    let mut out = Vec::new();
+    if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
+        if place.stage == 0 {
+            push(&mut out, spec, Role::TokenEmbedding, Cut::Mapped);
+        }
+        if !share.q_heads.is_empty() {
+            push(&mut out, spec, Role::RopeFactors, Cut::Whole);
+        }
+        for layer in plan.stages[place.stage].layers.iter() {
+            layer_slices(&mut out, spec, layer, share);
+        }
+    }
+    if let Some((_, rows)) = plan.head_share(node).filter(|(_, rows)| !rows.is_empty()) {
+        push(&mut out, spec, Role::OutputNorm, Cut::Whole);
+        let role = if spec.tied() { Role::TokenEmbedding } else { Role::Output };
+        push(&mut out, spec, role, Cut::Rows(rows));
+    }
+    out
+}
+
+fn layer_slices<'a>(out: &mut Vec<Slice<'a>>, spec: &'a ModelSpec, layer: u32, share: &Share) {
+    let head = spec.head_dim;
+    let values = |heads: Span| Span::new(heads.first * head, heads.end * head);
+    let (q, kv) = (values(share.q_heads), values(share.kv_heads));
+    let mut put = |role, cut| push(out, spec, Role::Layer(layer, role), cut);
+    if !q.is_empty() {
+        put(LayerRole::AttnNorm, Cut::Whole);
+        put(LayerRole::Q, Cut::Rows(q));
+        put(LayerRole::K, Cut::Rows(kv));
+        put(LayerRole::V, Cut::Rows(kv));
+        // Biases and head norms are vectors: a few kilobytes, held whole.
+        for role in [LayerRole::QBias, LayerRole::KBias, LayerRole::VBias, LayerRole::QNorm, LayerRole::KNorm]
+        {
+            put(role, Cut::Whole);
+        }
+        put(LayerRole::O, cols(spec, Role::Layer(layer, LayerRole::O), q));
+    }
+    if !share.ffn.is_empty() {
+        put(LayerRole::FfnNorm, Cut::Whole);
+        put(LayerRole::Gate, Cut::Rows(share.ffn));
+        put(LayerRole::Up, Cut::Rows(share.ffn));
+        put(LayerRole::Down, cols(spec, Role::Layer(layer, LayerRole::Down), share.ffn));
+    }
+}
+
+fn cols(spec: &ModelSpec, role: Role, used: Span) -> Cut {
+    let block = spec.tensor(role).map_or(1, |tensor| tensor.kind.block_len() as u32);
+    let held = Span::new(used.first / block * block, used.end.div_ceil(block) * block);
+    Cut::Cols { held, used }
+}
+
+fn push<'a>(out: &mut Vec<Slice<'a>>, spec: &'a ModelSpec, role: Role, cut: Cut) {
+    if let Some(tensor) = spec.tensor(role) {
+        out.push(Slice { tensor, cut });
+    }
+}
+
+/// What `node` holds under `plan`: the sum of its slices, its KV budget and its buffers.
+pub fn footprint(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Footprint {
+    let mut out = Footprint::default();
+    for slice in slices(plan, spec, node) {
+        match slice.cut {
+            Cut::Mapped => out.mapped += slice.bytes(),
+            Cut::Whole | Cut::Rows(_) | Cut::Cols { .. } => out.weights += slice.bytes(),
+        }
+    }
+    if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
+        let layers = plan.stages[place.stage].layers.len();
+        out.kv = Bytes(
+            u64::from(layers)
+                * kv_page_bytes(spec, share)
+                * pages_per_sequence(plan.kv.context)
+                * u64::from(plan.kv.sequences),
+        );
+    }
+    out.buffers = buffers(plan, spec, node);
+    out
+}
+
+/// KV pages one sequence of this context takes in each layer.
+pub fn pages_per_sequence(context: u32) -> u64 {
+    u64::from(context.div_ceil(limits::PAGE_POSITIONS))
+}
+
+/// Bytes of one page of one layer: keys and values in half precision for all KV heads of the share.
+pub fn kv_page_bytes(spec: &ModelSpec, share: &Share) -> u64 {
+    2 * 2 * u64::from(limits::PAGE_POSITIONS) * u64::from(share.kv_heads.len()) * u64::from(spec.head_dim)
+}
+
+/// An upper bound of what the engine and the worker allocate to run steps of [`Plan::max_rows`] rows.
+fn buffers(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Bytes {
+    let rows = u64::from(plan.max_rows());
+    let d = u64::from(spec.d_model);
+    let mut values = 0;
+    if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
+        let head = u64::from(spec.head_dim);
+        let (q, kv) = (u64::from(share.q_heads.len()) * head, u64::from(share.kv_heads.len()) * head);
+        let ffn = u64::from(share.ffn.len());
+        let ranks = plan.stages[place.stage].ranks.len() as u64;
+        // Hidden state, its norm and the branch's output; q, k, v, the attention's output; gate and up.
+        values += rows * (3 * d + 2 * q + 2 * kv + 2 * ffn);
+        // The quantized form of the widest input, 40 bytes for 32 values.
+        values += rows * d.max(q).max(ffn).next_multiple_of(32) * 10 / 32;
+        // Encoded partials: one's own, one of each other rank, and the sum.
+        if ranks > 1 {
+            values += rows * d * (ranks + 1);
+        }
+        // A hop that has arrived and one that leaves.
+        values += 2 * rows * d;
+        // Attention scores of one head for each kernel thread.
+        values += u64::from(plan.kv.context) * SCORE_ROWS;
+    }
+    if let Some((_, head)) = plan.head_share(node) {
+        // Final hidden rows and their norm; raw and modified logits, kept until the step is released.
+        let sampled = u64::from(plan.kv.sequences);
+        values += sampled * (3 * d + 3 * u64::from(head.len()));
+    }
+    Bytes(values * 4)
+}
+
+/// Rows of attention scores a worker may hold at once: one for each kernel thread, up to this many.
+pub const SCORE_ROWS: u64 = 64;
