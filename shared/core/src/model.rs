@@ -1,5 +1,7 @@
 //! The shape of a model: what the planner prices, what a shard is cut from.
 
+pub mod shapes;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

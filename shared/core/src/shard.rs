@@ -209,3 +209,91 @@ fn buffers(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Bytes {
 
 /// Rows of attention scores a worker may hold at once: one for each kernel thread, up to this many.
 pub const SCORE_ROWS: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+    use crate::model::shapes::{FileType, Shape};
+    use crate::plan::{AllReduce, HeadShare, KvBudget, PlanParts, Stage, Strategy, Wire};
+
+    fn node(id: u8) -> NodeId {
+        NodeId([id; 16])
+    }
+
+    fn plan(spec: &ModelSpec, stages: Vec<Stage>, head: Vec<HeadShare>) -> Plan {
+        let kv = KvBudget { context: 512, sequences: 1 };
+        let parts = PlanParts {
+            epoch: Epoch::default(),
+            strategy: Strategy::Hybrid,
+            stages,
+            head,
+            chunk_tokens: 64,
+            wire: Wire::default(),
+            all_reduce: AllReduce::Direct,
+            kv,
+        };
+        Plan::try_new(parts, spec).unwrap()
+    }
+
+    fn stories(file: &str) -> ModelSpec {
+        Shape::from_name("stories").unwrap().spec(FileType::from_name(file).unwrap())
+    }
+
+    fn all(n: u32) -> Span {
+        Span::new(0, n)
+    }
+
+    #[test]
+    fn one_node_holds_the_model_once_and_a_tied_table_twice() {
+        let spec = stories("Q8_0");
+        let stage = Stage::from_spans(all(6), &[(node(1), all(8), all(768))], &spec);
+        let plan = plan(&spec, vec![stage], vec![HeadShare { node: node(1), rows: all(2048) }]);
+        let held = footprint(&plan, &spec, node(1));
+        assert_eq!(held.weights, spec.total_bytes());
+        assert_eq!(held.mapped, spec.tensor(Role::TokenEmbedding).unwrap().bytes());
+        // 6 layers, keys and values, 4 heads of 32, 512 positions, 2 bytes.
+        assert_eq!(held.kv, Bytes(6 * 2 * 4 * 32 * 512 * 2));
+    }
+
+    #[test]
+    fn a_layer_split_holds_each_matrix_once() {
+        let spec = stories("Q4_0");
+        let rank = |id, layers| Stage::from_spans(layers, &[(node(id), all(8), all(768))], &spec);
+        let stages = vec![rank(1, Span::new(0, 2)), rank(2, Span::new(2, 6))];
+        let head = vec![HeadShare { node: node(2), rows: all(2048) }];
+        let plan = plan(&spec, stages, head);
+        let weights: Bytes = [1, 2].map(|id| footprint(&plan, &spec, node(id)).weights).into_iter().sum();
+        assert_eq!(weights, spec.total_bytes());
+        assert_eq!(footprint(&plan, &spec, node(2)).mapped, Bytes(0));
+        assert_eq!(footprint(&plan, &spec, node(3)), Footprint::default());
+    }
+
+    #[test]
+    fn a_head_border_inside_a_block_is_held_by_both_neighbours() {
+        // 256 columns of attn_output are one K-quant block: every rank with heads holds it.
+        let spec = stories("Q4_K_M");
+        let ranks =
+            [(node(1), Span::new(0, 3), Span::new(0, 256)), (node(2), Span::new(3, 8), Span::new(256, 768))];
+        let stage = Stage::from_spans(all(6), &ranks, &spec);
+        assert_eq!(stage.ranks[0].kv_owned, Span::new(0, 2));
+        assert_eq!(stage.ranks[1].kv_heads, Span::new(1, 4));
+        assert_eq!(stage.ranks[1].kv_owned, Span::new(2, 4));
+        let plan = plan(&spec, vec![stage], vec![HeadShare { node: node(1), rows: all(2048) }]);
+        for (id, used) in [(1, Span::new(0, 96)), (2, Span::new(96, 256))] {
+            let o = Role::Layer(3, LayerRole::O);
+            let slices = slices(&plan, &spec, node(id));
+            let slice = slices.iter().find(|slice| slice.tensor.role == o).unwrap();
+            assert_eq!(slice.cut, Cut::Cols { held: all(256), used });
+        }
+    }
+
+    #[test]
+    fn rows_are_one_range_of_the_file() {
+        let spec = stories("Q8_0");
+        let tensor = spec.tensor(Role::Layer(0, LayerRole::Q)).unwrap();
+        let slice = Slice { tensor, cut: Cut::Rows(Span::new(32, 64)) };
+        assert_eq!(slice.bytes(), Bytes(32 * 272));
+        assert_eq!(slice.file_range(), tensor.offset + 32 * 272..tensor.offset + 64 * 272);
+    }
+}

@@ -145,3 +145,102 @@ impl Stage {
 fn stage_name(index: usize) -> String {
     format!("stage {index}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AllReduce, HeadShare, KvBudget, Plan, Strategy, Wire};
+    use super::*;
+    use crate::ids::Epoch;
+    use crate::model::shapes::{FileType, Shape};
+
+    fn node(id: u8) -> NodeId {
+        NodeId([id; 16])
+    }
+
+    fn spec() -> ModelSpec {
+        Shape::from_name("stories").unwrap().spec(FileType::from_name("Q8_0").unwrap())
+    }
+
+    /// Two ranks in stage 0, one in stage 1, head on two nodes.
+    fn parts() -> PlanParts {
+        let spec = spec();
+        let ranks =
+            [(node(1), Span::new(0, 3), Span::new(0, 32)), (node(2), Span::new(3, 8), Span::new(32, 768))];
+        let whole = [(node(3), Span::new(0, 8), Span::new(0, 768))];
+        PlanParts {
+            epoch: Epoch::default(),
+            strategy: Strategy::Hybrid,
+            stages: vec![
+                Stage::from_spans(Span::new(0, 4), &ranks, &spec),
+                Stage::from_spans(Span::new(4, 6), &whole, &spec),
+            ],
+            head: vec![
+                HeadShare { node: node(3), rows: Span::new(0, 1024) },
+                HeadShare { node: node(1), rows: Span::new(1024, 2048) },
+            ],
+            chunk_tokens: 64,
+            wire: Wire::default(),
+            all_reduce: AllReduce::Direct,
+            kv: KvBudget { context: 512, sequences: 4 },
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut PlanParts)) -> PlanError {
+        let mut parts = parts();
+        change(&mut parts);
+        Plan::try_new(parts, &spec()).unwrap_err()
+    }
+
+    #[test]
+    fn shares_that_do_not_cover_the_model_are_refused() {
+        assert!(matches!(refused(|p| p.stages[1].layers.end = 5), PlanError::Short { want: 6, got: 5, .. }));
+        assert!(matches!(refused(|p| p.stages[1].layers.first = 3), PlanError::Gap { want: 4, got: 3, .. }));
+        assert!(matches!(refused(|p| p.stages[0].ranks[1].q_heads.first = 4), PlanError::Gap { .. }));
+        assert!(matches!(refused(|p| p.stages[0].ranks[1].kv_heads.first = 2), PlanError::KvHeads { .. }));
+        assert!(matches!(refused(|p| p.head[1].rows.end = 2047), PlanError::Short { .. }));
+        assert!(matches!(refused(|p| p.stages.clear()), PlanError::Empty));
+        assert!(matches!(refused(|p| p.stages[1].ranks.clear()), PlanError::Empty));
+    }
+
+    #[test]
+    fn borders_inside_a_block_or_tile_are_refused() {
+        let move_ffn = |p: &mut PlanParts| {
+            p.stages[0].ranks[0].ffn.end = 33;
+            p.stages[0].ranks[1].ffn.first = 33;
+        };
+        assert!(matches!(refused(move_ffn), PlanError::Border { got: 33, block: 32, .. }));
+        let move_rows = |p: &mut PlanParts| {
+            p.head[0].rows.end = 1000;
+            p.head[1].rows.first = 1000;
+        };
+        assert!(matches!(refused(move_rows), PlanError::Border { got: 1000, block: 256, .. }));
+    }
+
+    #[test]
+    fn a_node_has_one_place() {
+        assert_eq!(refused(|p| p.stages[1].ranks[0].node = node(1)), PlanError::Twice(node(1)));
+        assert_eq!(refused(|p| p.head[1].node = node(3)), PlanError::Twice(node(3)));
+    }
+
+    #[test]
+    fn numbers_beyond_the_limits_are_refused() {
+        assert!(matches!(refused(|p| p.kv.context = 513), PlanError::Limit { got: 513, .. }));
+        assert!(matches!(refused(|p| p.kv.sequences = 0), PlanError::Limit { .. }));
+        assert!(matches!(refused(|p| p.chunk_tokens = 513), PlanError::Limit { .. }));
+    }
+
+    #[test]
+    fn hidden_states_reach_every_rank_that_needs_them() {
+        let plan = Plan::try_new(parts(), &spec()).unwrap();
+        assert_eq!(plan.hop_source(0, 0), None);
+        assert_eq!(plan.hop_source(1, 0), Some(node(1)));
+        let place = |id| plan.place(node(id)).unwrap();
+        assert_eq!(plan.hop_targets(place(1)).collect::<Vec<_>>(), [node(3)]);
+        assert_eq!(plan.hop_targets(place(2)).count(), 0);
+        assert_eq!(plan.head_targets(place(3)).collect::<Vec<_>>(), [node(1)]);
+        assert_eq!(plan.head_source(0), node(3));
+        assert_eq!(plan.tile_owner(4), Some(node(1)));
+        assert_eq!(plan.tile_owner(8), None);
+        assert_eq!(plan.nodes(), [node(1), node(2), node(3)]);
+    }
+}
