@@ -160,7 +160,9 @@ mod tests {
         for (text, bytes) in sizes {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
-        for bad in ["", "GB", "-1", "1e9", "1.2.3G", "5XB", "5iB", "20 GB of it", "99999999999T", "NaN", "inf"] {
+        for bad in
+            ["", "GB", "-1", "1e9", "1.2.3G", "5XB", "5iB", "20 GB of it", "99999999999T", "NaN", "inf"]
+        {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
     }
