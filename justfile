@@ -1,0 +1,33 @@
+# What a developer runs. `just` alone lists the recipes.
+_default:
+    @just --list
+
+# Formatting, lints, documentation
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Every test
+test:
+    cargo test --workspace
+
+# The demo: three local workers and the embedded model
+demo:
+    cargo run --release -- demo
+
+# Kernels, planner, codec
+bench:
+    cargo bench -p shoal-engine -p shoal-cluster
+
+# Two network namespaces joined by a cable: discovery by mDNS alone (needs root)
+lab:
+    scripts/lab/two_boards
+
+# Licences and advisories (needs cargo-deny)
+deny:
+    cargo deny check
+
+# What CI runs
+ci:
+    .ci/run
