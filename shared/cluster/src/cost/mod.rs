@@ -1,0 +1,196 @@
+//! What a plan costs: decode and prefill times, traffic and memory, from measured figures of devices
+//! and links (design 6).
+//!
+//! The cost of a phase of one layer on a device with `b` rows at context `s` is
+//! `max(bytes ÷ w, b · macs ÷ f) + b · s · kv ÷ a + o`: weights streamed at rate `w` or multiplied at
+//! rate `f`, whichever is slower; the KV cache read at rate `a`; a fixed overhead `o`. A group's layer is
+//! its slowest attention, an all-reduce, its slowest feed-forward network and an all-reduce. No plan is
+//! made here ([`crate::planner`]) and no figure is measured here.
+
+mod model;
+mod predict;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use shoal_core::NodeId;
+use shoal_core::profile::{DeviceProfile, LinkProfile};
+use shoal_core::shard::Footprint;
+use shoal_core::units::Bytes;
+
+pub use predict::{CostError, lower_bound_ms, predict};
+
+/// A device that may take part.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Device {
+    pub node: NodeId,
+    /// Name for people.
+    pub name: String,
+    /// Checked by [`DeviceProfile::check`].
+    pub profile: DeviceProfile,
+    /// What weights, KV and buffers may take.
+    pub usable: Bytes,
+}
+
+/// One direction between two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Link {
+    /// Seconds from one end to the other for a small message.
+    pub latency: f64,
+    /// Bytes per second.
+    pub bandwidth: f64,
+}
+
+impl Link {
+    /// A wired gigabit network between small boards, with the cost of the transport on both ends:
+    /// taken where nothing was measured.
+    pub const GIGABIT: Self = Self { latency: 150e-6, bandwidth: 110e6 };
+    /// Two processes on one machine.
+    pub const LOOPBACK: Self = Self { latency: 30e-6, bandwidth: 1e9 };
+}
+
+/// Links by ordered pair, with a figure for those not measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Links {
+    default: Link,
+    known: BTreeMap<(NodeId, NodeId), Link>,
+}
+
+impl Links {
+    /// Nothing measured: every link is `default`.
+    pub const fn new(default: Link) -> Self {
+        Self { default, known: BTreeMap::new() }
+    }
+
+    /// Takes a measured link, in place of an earlier figure. A profile out of bounds is not taken, and
+    /// `false` is returned.
+    pub fn insert(&mut self, profile: &LinkProfile) -> bool {
+        let sound = profile.check().is_ok();
+        if sound {
+            let link = Link { latency: profile.latency.median.0, bandwidth: profile.bandwidth.median.0 };
+            self.known.insert((profile.from, profile.to), link);
+        }
+        sound
+    }
+
+    /// The link's figures: its own, else those of the other direction, else the default.
+    pub fn get(&self, from: NodeId, to: NodeId) -> Link {
+        let found = self.known.get(&(from, to)).or_else(|| self.known.get(&(to, from)));
+        found.copied().unwrap_or(self.default)
+    }
+}
+
+/// Devices and what lies between them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub devices: Vec<Device>,
+    pub links: Links,
+}
+
+impl Cluster {
+    /// The device of this node.
+    pub fn device(&self, node: NodeId) -> Option<&Device> {
+        self.devices.iter().find(|device| device.node == node)
+    }
+}
+
+/// What is to be made best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// Time between two tokens of one stream.
+    Latency,
+    /// Tokens per second over all streams.
+    Throughput,
+}
+
+/// What the cluster is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// Positions one sequence may reach; at most the model's context counts.
+    pub context: u32,
+    /// Sequences at once, from 1.
+    pub streams: u32,
+    /// Tokens of a typical prompt.
+    pub prompt_len: u32,
+    /// `None`: latency for one stream, throughput for several.
+    pub objective: Option<Objective>,
+}
+
+impl Workload {
+    /// The objective, chosen by the number of streams where none is given.
+    pub const fn objective(&self) -> Objective {
+        match self.objective {
+            Some(objective) => objective,
+            None if self.streams > 1 => Objective::Throughput,
+            None => Objective::Latency,
+        }
+    }
+}
+
+/// Aggregate rate at a number of streams.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Aggregate {
+    pub streams: u32,
+    /// Tokens per second over all streams.
+    pub tps: f64,
+}
+
+/// Bytes sent for one decoded token, over all links.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Traffic {
+    /// Hidden states between stages.
+    pub hops: f64,
+    /// Partial and reduced sums within groups.
+    pub all_reduce: f64,
+    /// Hidden states to head ranks, and their answers.
+    pub head: f64,
+    /// Step orders.
+    pub control: f64,
+}
+
+/// One node's part of a prediction.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodePrediction {
+    pub node: NodeId,
+    pub memory: Footprint,
+    pub usable: Bytes,
+    /// Time in kernels for one decoded token, one stream.
+    pub compute_ms: f64,
+}
+
+/// What a plan is predicted to do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prediction {
+    /// One token of one stream at half the context, from order to answer.
+    pub decode_ms: f64,
+    /// `1000 / decode_ms`.
+    pub decode_tps: f64,
+    /// At 1 stream, at powers of two, and at the workload's streams.
+    pub aggregate: Vec<Aggregate>,
+    /// Prompt tokens per second of a long prompt.
+    pub prefill_tps: f64,
+    /// A prompt of the workload's length until its first token.
+    pub ttft_ms: f64,
+    pub bytes_per_token: Traffic,
+    /// Rate at the workload's streams ÷ the sum of the rates of the used devices each running alone.
+    pub efficiency: f64,
+    /// Whether some used device cannot hold the model, so that its part of `efficiency` is computed
+    /// as if its memory had no limit.
+    pub efficiency_assumes_memory: bool,
+    /// No plan on these devices can decode one stream faster.
+    pub lower_bound_ms: f64,
+    /// Decode time of each stage for one stream, hops and sums included.
+    pub stage_ms: Vec<f64>,
+    /// Time of a full prefill chunk through the slowest stage, for deadlines.
+    pub chunk_ms: f64,
+    /// By node id.
+    pub nodes: Vec<NodePrediction>,
+}
+
+impl Prediction {
+    /// Predicted aggregate rate at the workload's streams (the last entry).
+    pub fn throughput(&self) -> f64 {
+        self.aggregate.last().map_or(self.decode_tps, |entry| entry.tps)
+    }
+}
