@@ -1,0 +1,3 @@
+//! x
+pub struct DataPlane;
+pub struct BlockKey;
