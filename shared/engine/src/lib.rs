@@ -4,3 +4,8 @@
 //! inputs alone: no thread count, batch size or instruction set changes a bit (`kernels`).
 
 pub mod gguf;
+pub mod kernels;
+pub mod math;
+pub mod pool;
+pub mod quant;
+pub mod synth;

@@ -1,0 +1,96 @@
+//! Products with float weights: `F32`, `F16`, `BF16`.
+//!
+//! Plain code: compiled inside a function for an instruction set, the loops over 16 lanes become its vector instructions.
+
+use super::{Job, LANES, Lanes};
+use crate::quant::{bf16_to_f32, f16_to_f32};
+
+/// Weights widened at a time.
+const PANEL: usize = 256;
+/// Activation rows per pass over a weight row.
+const TILE_ROWS: usize = 32;
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct BF16;
+
+/// A float format.
+pub(super) trait Widen {
+    const BYTES: usize;
+    /// One weight from its bytes.
+    fn one(bytes: &[u8]) -> f32;
+}
+
+impl Widen for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn one(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+impl Widen for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn one(bytes: &[u8]) -> f32 {
+        f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+impl Widen for BF16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn one(bytes: &[u8]) -> f32 {
+        bf16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+/// # Safety
+/// As [`Job::run`].
+#[inline(always)]
+pub(super) unsafe fn rows<W: Widen>(job: Job<'_>) {
+    let Job { w, x, y, first, end } = job;
+    let cols = w.cols();
+    let mut panel = [0.0f32; PANEL];
+    let mut sums = [Lanes::ZERO; TILE_ROWS];
+    for row in first..end {
+        let bytes = w.row(row);
+        for tile in (0..x.rows()).step_by(TILE_ROWS) {
+            let t = TILE_ROWS.min(x.rows() - tile);
+            sums[..t].fill(Lanes::ZERO);
+            for start in (0..cols).step_by(PANEL) {
+                let len = PANEL.min(cols - start);
+                let panel = &mut panel[..len];
+                for (to, from) in panel.iter_mut().zip(bytes[start * W::BYTES..].chunks_exact(W::BYTES)) {
+                    *to = W::one(from);
+                }
+                for (r, sums) in sums[..t].iter_mut().enumerate() {
+                    add_products(panel, &x.values()[(tile + r) * cols + start..][..len], sums);
+                }
+            }
+            for (r, sums) in sums[..t].iter().enumerate() {
+                // SAFETY: row < end and tile + r < x.rows(): in bounds, and ours alone.
+                unsafe { *y.add((tile + r) * w.rows() + row) = sums.sum() };
+            }
+        }
+    }
+}
+
+/// Adds `w[i] * x[i]` to lane `i mod 16`.
+#[inline(always)]
+pub(super) fn add_products(w: &[f32], x: &[f32], sums: &mut Lanes) {
+    let mut lanes = sums.0;
+    let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    for (w, x) in w.iter().zip(x) {
+        for l in 0..LANES {
+            lanes[l] += w[l] * x[l];
+        }
+    }
+    for (lane, (w, x)) in lanes.iter_mut().zip(w_rest.iter().zip(x_rest)) {
+        *lane += w * x;
+    }
+    sums.0 = lanes;
+}
