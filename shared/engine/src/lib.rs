@@ -6,6 +6,8 @@
 pub mod gguf;
 pub mod kernels;
 pub mod math;
+pub mod model;
 pub mod pool;
 pub mod quant;
 pub mod synth;
+pub mod wire;

@@ -1,0 +1,4 @@
+//! The model end to end: against the reference, split against unsplit, and with bad input.
+
+mod stories;
+mod support;
