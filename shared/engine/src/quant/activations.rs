@@ -132,7 +132,7 @@ fn quantize(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
 }
 
 /// Returns the scale.
-fn quantize_block(x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> f32 {
+pub(crate) fn quantize_block(x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> f32 {
     /// Adding this leaves the sum's low bits as the integer nearest to the other addend, half to even.
     const ROUND: f32 = 12_582_912.0;
     // On magnitudes, integer order is float order, and NaN is above infinity.

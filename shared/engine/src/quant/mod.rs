@@ -6,6 +6,7 @@ mod half;
 mod k_quants;
 mod legacy;
 
+pub(crate) use activations::quantize_block;
 pub use activations::{Activations, BLOCK};
 pub(crate) use half::{bf16_to_f32, f16_to_f32};
 use shoal_core::QuantType;
