@@ -7,8 +7,8 @@
 //! its slowest attention, an all-reduce, its slowest feed-forward network and an all-reduce. No plan is
 //! made here ([`crate::planner`]) and no figure is measured here.
 
-mod model;
-mod predict;
+pub(crate) mod model;
+pub(crate) mod predict;
 
 use std::collections::BTreeMap;
 
@@ -168,7 +168,7 @@ pub struct Prediction {
     pub decode_tps: f64,
     /// At 1 stream, at powers of two, and at the workload's streams.
     pub aggregate: Vec<Aggregate>,
-    /// Prompt tokens per second of a long prompt.
+    /// Prompt tokens per second of a prompt of the workload's length.
     pub prefill_tps: f64,
     /// A prompt of the workload's length until its first token.
     pub ttft_ms: f64,

@@ -1,1 +1,224 @@
-//! Being filled in.
+//! The cost of each phase of a layer and of the exchanges between ranks.
+
+use shoal_core::frame::WireType;
+use shoal_core::model::{LayerRole, ModelSpec, Role, TensorSpec};
+use shoal_core::plan::{AllReduce, Share, Span};
+use shoal_core::{NodeId, QuantType};
+
+use super::{Device, Links};
+
+/// A matrix as the cost model sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Matrix {
+    kind: QuantType,
+    rows: u64,
+    cols: u64,
+}
+
+/// Layers whose matrices have the same formats cost the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct LayerClass {
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    o: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+}
+
+/// What of a model the cost depends on.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) classes: Vec<LayerClass>,
+    /// Class of each layer.
+    pub(crate) class_of: Vec<usize>,
+    output: Matrix,
+    head_dim: u64,
+    pub(crate) d_model: u64,
+}
+
+/// A device's measured figures by number format.
+#[derive(Debug, Clone)]
+pub(crate) struct Rates {
+    stream: [f64; QuantType::ALL.len()],
+    batched: [f64; QuantType::ALL.len()],
+    attention: f64,
+    pub(crate) overhead: f64,
+}
+
+impl Rates {
+    /// `None` where the profile has no rate at all.
+    pub(crate) fn of(device: &Device) -> Option<Self> {
+        let profile = &device.profile;
+        let mut out = Self {
+            stream: [0.0; QuantType::ALL.len()],
+            batched: [0.0; QuantType::ALL.len()],
+            attention: profile.attention.median.0,
+            overhead: profile.phase_overhead.median.0,
+        };
+        for kind in QuantType::ALL {
+            let rate = profile.rate(kind)?;
+            out.stream[kind as usize] = rate.stream.median.0;
+            out.batched[kind as usize] = rate.batched.median.0;
+        }
+        Some(out)
+    }
+
+    /// Streaming `rows × cols` of this format for `b` input rows.
+    fn product(&self, kind: QuantType, rows: u64, cols: u64, b: f64) -> f64 {
+        let values = (rows * cols) as f64;
+        let bytes = values * kind.block_bytes() as f64 / kind.block_len() as f64;
+        (bytes / self.stream[kind as usize]).max(b * values / self.batched[kind as usize])
+    }
+}
+
+impl Model {
+    /// The model must have passed [`ModelSpec::check`]; a missing tensor counts as nothing.
+    pub(crate) fn new(spec: &ModelSpec) -> Self {
+        let nothing = Matrix { kind: QuantType::F32, rows: 0, cols: 0 };
+        let matrix = |tensor: &TensorSpec| Matrix { kind: tensor.kind, rows: tensor.rows, cols: tensor.cols };
+        let mut classes: Vec<LayerClass> = Vec::new();
+        let mut class_of = Vec::new();
+        for layer in 0..spec.n_layers {
+            let find = |role| spec.tensor(Role::Layer(layer, role)).map_or(nothing, matrix);
+            let class = LayerClass {
+                q: find(LayerRole::Q),
+                k: find(LayerRole::K),
+                v: find(LayerRole::V),
+                o: find(LayerRole::O),
+                gate: find(LayerRole::Gate),
+                up: find(LayerRole::Up),
+                down: find(LayerRole::Down),
+            };
+            let at = classes.iter().position(|known| *known == class);
+            class_of.push(at.unwrap_or_else(|| {
+                classes.push(class);
+                classes.len() - 1
+            }));
+        }
+        Self {
+            classes,
+            class_of,
+            output: spec.output().map_or(nothing, matrix),
+            head_dim: spec.head_dim.into(),
+            d_model: spec.d_model.into(),
+        }
+    }
+
+    /// Attention of one layer on one rank: `b` rows at context `s`.
+    pub(crate) fn attention(&self, class: &LayerClass, rates: &Rates, share: &Share, b: f64, s: f64) -> f64 {
+        if share.q_heads.is_empty() {
+            return 0.0;
+        }
+        let q = u64::from(share.q_heads.len()) * self.head_dim;
+        let kv = u64::from(share.kv_heads.len()) * self.head_dim;
+        let rows = |m: &Matrix, rows| rates.product(m.kind, rows, m.cols, b);
+        let values =
+            Span::new(share.q_heads.first * self.head_dim as u32, share.q_heads.end * self.head_dim as u32);
+        rows(&class.q, q)
+            + rows(&class.k, kv)
+            + rows(&class.v, kv)
+            + rates.product(class.o.kind, class.o.rows, held(values, class.o.kind), b)
+            // Keys and values, two bytes each.
+            + b * s * (kv * 4) as f64 / rates.attention
+            + rates.overhead
+    }
+
+    /// Feed-forward network of one layer on one rank: `b` rows.
+    pub(crate) fn feed_forward(&self, class: &LayerClass, rates: &Rates, share: &Share, b: f64) -> f64 {
+        if share.ffn.is_empty() {
+            return 0.0;
+        }
+        let rows = |m: &Matrix| rates.product(m.kind, share.ffn.len().into(), m.cols, b);
+        let down = rates.product(class.down.kind, class.down.rows, held(share.ffn, class.down.kind), b);
+        rows(&class.gate) + rows(&class.up) + down + rates.overhead
+    }
+
+    /// Output head on one rank: `b` rows of hidden state.
+    pub(crate) fn head(&self, rates: &Rates, rows: Span, b: f64) -> f64 {
+        if rows.is_empty() {
+            return 0.0;
+        }
+        rates.product(self.output.kind, rows.len().into(), self.output.cols, b) + rates.overhead
+    }
+
+    /// Time this device would take for all matrices of one token at context `s`, and for the phases'
+    /// overheads apart, as if its memory had no limit.
+    pub(crate) fn alone(&self, rates: &Rates, whole: &Share, vocab: u32, b: f64, s: f64) -> f64 {
+        let layers: f64 = self
+            .class_of
+            .iter()
+            .map(|&class| {
+                let class = &self.classes[class];
+                self.attention(class, rates, whole, b, s) + self.feed_forward(class, rates, whole, b)
+            })
+            .sum();
+        layers + self.head(rates, Span::new(0, vocab), b)
+    }
+
+    /// How much faster than `other` this device is at what it does best of this model.
+    pub(crate) fn best_ratio(&self, rates: &Rates, other: &Rates) -> f64 {
+        let kinds = self.classes.iter().flat_map(|c| [c.q, c.k, c.v, c.o, c.gate, c.up, c.down]);
+        let kinds = kinds.chain([self.output]).map(|m| m.kind as usize);
+        let products = kinds.flat_map(|kind| {
+            [rates.stream[kind] / other.stream[kind], rates.batched[kind] / other.batched[kind]]
+        });
+        products.fold(rates.attention / other.attention, f64::max)
+    }
+
+    /// One rank has all of a layer.
+    pub(crate) fn whole_share(spec: &ModelSpec, node: NodeId) -> Share {
+        let (q_heads, kv_heads) = (Span::new(0, spec.n_heads), Span::new(0, spec.n_kv_heads));
+        Share { node, q_heads, kv_heads, kv_owned: kv_heads, ffn: Span::new(0, spec.ffn) }
+    }
+}
+
+/// Columns that are held for these: whole blocks.
+fn held(used: Span, kind: QuantType) -> u64 {
+    let block = kind.block_len();
+    u64::from(used.end).div_ceil(block) * block - u64::from(used.first) / block * block
+}
+
+/// Bytes of one encoded row of `cols` values.
+pub(crate) fn wire_row(kind: WireType, cols: u64) -> f64 {
+    let cols = cols as f64;
+    match kind {
+        WireType::F32 => cols * 4.0,
+        // A scale for the row.
+        WireType::F16 => cols * 2.0 + 2.0,
+        // A scale for each block of 32.
+        WireType::Q8 => cols * (1.0 + 2.0 / 32.0),
+    }
+}
+
+/// Time of an all-reduce of `bytes` among `nodes`, and the bytes it sends in all. Sends of one node
+/// go one after another over its interface; different nodes send at once.
+pub(crate) fn all_reduce(how: AllReduce, nodes: &[NodeId], links: &Links, bytes: f64) -> (f64, f64) {
+    let n = nodes.len() as f64;
+    if nodes.len() < 2 {
+        return (0.0, 0.0);
+    }
+    let others = |node: NodeId| nodes.iter().copied().filter(move |&other| other != node);
+    // Every node sends `each` bytes to every other.
+    let exchange = |each: f64| {
+        let one = |node| {
+            let sent = others(node).map(|other| each / links.get(node, other).bandwidth).sum::<f64>();
+            sent + others(node).map(|other| links.get(node, other).latency).fold(0.0, f64::max)
+        };
+        nodes.iter().map(|&node| one(node)).fold(0.0, f64::max)
+    };
+    match how {
+        AllReduce::Direct => (exchange(bytes), n * (n - 1.0) * bytes),
+        AllReduce::ReduceScatter => (2.0 * exchange(bytes / n), 2.0 * (n - 1.0) * bytes),
+        AllReduce::Star => {
+            let root = nodes[0];
+            let way = |there: bool| {
+                let link = |other| if there { links.get(other, root) } else { links.get(root, other) };
+                let sent: f64 = others(root).map(|other| bytes / link(other).bandwidth).sum();
+                sent + others(root).map(|other| link(other).latency).fold(0.0, f64::max)
+            };
+            (way(true) + way(false), 2.0 * (n - 1.0) * bytes)
+        }
+    }
+}

@@ -8,7 +8,9 @@ mod build;
 mod choose;
 mod groups;
 mod layers;
+mod search;
 mod share;
+mod strategies;
 
 use std::fmt;
 
@@ -25,7 +27,8 @@ use crate::cost::Prediction;
 /// What the caller decides.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Take this strategy, whether it is best or not.
+    /// Take this strategy, whether it is best or not, and use all devices that can take part. Without
+    /// one, devices are left out where the plan is clearly better so.
     pub strategy: Option<Strategy>,
     /// Number formats on the wire.
     pub wire: Wire,

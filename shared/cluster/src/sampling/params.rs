@@ -46,8 +46,8 @@ impl Default for SamplingParams {
     }
 }
 
-/// Most biases of one request: they travel with every step, and a control message must hold them for
-/// all sequences.
+/// Most biases of one request: they travel with every step; the scheduler keeps the step's message
+/// within its limit.
 pub const BIASES: usize = 1024;
 
 /// Most penalised tokens of one request: the same reason. A window of −1 looks no further back.

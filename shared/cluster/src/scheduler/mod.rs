@@ -8,5 +8,5 @@
 mod queue;
 mod sequence;
 
-pub use queue::{Scheduler, SubmitError};
+pub use queue::{QUEUE, Scheduler, SubmitError};
 pub use sequence::{FinishReason, NewSequence};

@@ -40,6 +40,8 @@ pub(super) struct Sequence {
     pub(super) sent: usize,
     /// The step whose logits give the next token, while it is on its way.
     pub(super) awaiting: Option<StepId>,
+    /// The last step that carried a token of it.
+    pub(super) last_step: StepId,
 }
 
 impl Sequence {
@@ -52,6 +54,7 @@ impl Sequence {
             stop_tokens: new.stop_tokens,
             sent: 0,
             awaiting: None,
+            last_step: StepId(0),
         }
     }
 

@@ -1,0 +1,81 @@
+//! Models, devices and plans that several tests use.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part of this module")]
+
+use shoal_cluster::planner::{Arrangement, RankShare, StageShares, plan_from_shares};
+use shoal_cluster::sampling::uniform;
+use shoal_core::model::{Arch, LayerRole, ModelSpec, RopeScaling, RopeSpec, Role, TensorSpec};
+use shoal_core::plan::{AllReduce, KvBudget, Plan, Strategy, Wire};
+use shoal_core::{Epoch, NodeId, QuantType, Term};
+
+/// A llama of this shape whose matrices are `kind`; the head is tied when `tied`.
+pub fn llama(n_layers: u32, d_model: u32, heads: (u32, u32), ffn: u32, vocab: u32, kind: QuantType) -> ModelSpec {
+    let mut spec = ModelSpec {
+        name: "test".to_owned(),
+        arch: Arch::Llama,
+        n_layers,
+        d_model,
+        n_heads: heads.0,
+        n_kv_heads: heads.1,
+        head_dim: d_model / heads.0,
+        ffn,
+        vocab,
+        context: 8192,
+        norm_eps: 1e-5,
+        rope: RopeSpec { base: 1e4, dims: d_model / heads.0, scaling: RopeScaling::None },
+        tensors: Vec::new(),
+    };
+    let mut offset = 0;
+    let mut roles = spec.required_roles();
+    roles.push(Role::Output);
+    roles.sort_unstable();
+    for role in roles {
+        let (rows, cols) = spec.shape_of(role);
+        let vector = rows == 1 || matches!(role, Role::Layer(_, LayerRole::AttnNorm | LayerRole::FfnNorm));
+        let kind = if vector { QuantType::F32 } else { kind };
+        let tensor = TensorSpec { role, kind, rows, cols, offset };
+        offset += tensor.bytes().0;
+        spec.tensors.push(tensor);
+    }
+    spec.check().expect("the test's model is sound");
+    spec
+}
+
+/// The shape of the stories model: 4 KV heads.
+pub fn small() -> ModelSpec {
+    llama(8, 256, (8, 4), 768, 4096, QuantType::Q8_0)
+}
+
+/// The shape of a model of eight billion weights.
+pub fn large() -> ModelSpec {
+    llama(32, 4096, (32, 8), 14336, 128_256, QuantType::Q4_0)
+}
+
+pub fn node(index: usize) -> NodeId {
+    let mut id = [0; 16];
+    id[0] = index as u8 + 1;
+    id[15] = 7;
+    NodeId(id)
+}
+
+/// A plan with one stage on one node and the head split over `ranks` nodes at places drawn by `seed`.
+pub fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
+    let spec = llama(1, 64, (2, 1), 64, vocab, QuantType::F32);
+    let mut left = spec.vocab_tiles();
+    let head = (0..ranks).map(|rank| {
+        let tiles =
+            if rank + 1 == ranks { left } else { (uniform(seed, 5, rank as u64) * f64::from(left)) as u32 };
+        left -= tiles;
+        (node(rank), tiles)
+    });
+    let arrangement = Arrangement {
+        strategy: Strategy::Single,
+        stages: vec![StageShares { layers: 1, ranks: vec![RankShare { node: node(0), q_heads: 2, ffn_blocks: 2 }] }],
+        head: head.filter(|head| head.1 > 0).collect(),
+        chunk_tokens: 32,
+        wire: Wire::default(),
+        all_reduce: AllReduce::Direct,
+        kv: KvBudget { context: 128, sequences: 1 },
+        epoch: Epoch { term: Term(1), counter: 1 },
+    };
+    plan_from_shares(&spec, &arrangement).expect("the test's plan is sound")
+}
