@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | 4 | magic `SHOL` |
 //! | 4 | 2 | version |
-//! | 6 | 2 | flags (0) |
+//! | 6 | 2 | flags: [`FLAG_MORE`], which the transport sets and takes off; otherwise 0 |
 //! | 8 | 8 | term |
 //! | 16 | 4 | epoch counter |
 //! | 20 | 2 | stage that receives |
@@ -39,6 +39,14 @@ pub const HEADER_BYTES: usize = 64;
 
 /// Version of the data plane.
 pub const FRAME_VERSION: u16 = 1;
+
+/// Flag of a frame whose one row goes on in the sender's next frame of the block: a row longer than
+/// [`limits::FRAME_BYTES`] travels in pieces. The transport that cuts rows sets it and takes it off again, so
+/// [`Header`] does not know it.
+pub const FLAG_MORE: u16 = 1;
+
+/// Where the flags are in an encoded header.
+pub const FLAGS_AT: usize = 6;
 
 const MAGIC: [u8; 4] = *b"SHOL";
 

@@ -44,6 +44,8 @@ pub enum LinkError {
     },
     #[error("{address} speaks another version of the protocol ({ours} is refused there)")]
     Version { address: SocketAddr, ours: &'static str },
+    #[error("{address} does not accept this node's certificate; its log says why")]
+    NotTrusted { address: SocketAddr },
     #[error("the connection with {address} ended")]
     Lost {
         address: SocketAddr,
@@ -113,8 +115,9 @@ pub(crate) fn close(connection: &Connection, code: CloseCode, reason: &str) {
 
 /// What a connection's end means.
 pub(crate) fn ended(address: SocketAddr, error: ConnectionError, alpn: &'static [u8]) -> LinkError {
-    /// TLS alert `no_application_protocol`.
+    /// TLS alerts: `no_application_protocol`, those about certificates, `certificate_required`.
     const NO_PROTOCOL: u8 = 120;
+    const CERTIFICATE: [u8; 8] = [42, 43, 44, 45, 46, 48, 49, 116];
     match error {
         ConnectionError::ApplicationClosed(close) => LinkError::Closed {
             address,
@@ -125,6 +128,13 @@ pub(crate) fn ended(address: SocketAddr, error: ConnectionError, alpn: &'static 
             if close.error_code == quinn::TransportErrorCode::crypto(NO_PROTOCOL) =>
         {
             LinkError::Version { address, ours: std::str::from_utf8(alpn).unwrap_or_default() }
+        }
+        ConnectionError::ConnectionClosed(close)
+            if CERTIFICATE
+                .iter()
+                .any(|alert| close.error_code == quinn::TransportErrorCode::crypto(*alert)) =>
+        {
+            LinkError::NotTrusted { address }
         }
         ConnectionError::VersionMismatch => LinkError::Version { address, ours: "QUIC 1" },
         source => LinkError::Lost { address, source },
@@ -195,7 +205,7 @@ impl Dial<'_> {
             match self.one(endpoint, address).await {
                 Ok(connected) => return Ok(connected),
                 Err(error) => {
-                    tracing::debug!(%address, error = %crate::quic::chain(&error), "could not connect");
+                    tracing::debug!(%address, error = %chain(&error), "could not connect");
                     if !matches!(error, LinkError::Timeout { .. } | LinkError::Dial { .. })
                         || matches!(
                             failure,

@@ -102,6 +102,23 @@ where
         Ok(ControlConn::open(connection, node).await?)
     }
 
+    /// Dials whichever worker of this cluster is at one of these addresses.
+    ///
+    /// # Errors
+    /// Why none of them is a worker of this cluster.
+    pub async fn dial_any(&self, addresses: &[SocketAddr]) -> Result<ControlConn<S, R>, EndpointError> {
+        let authority = self.credentials.authority().ok_or(EndpointError::NotJoined)?;
+        let dial = Dial {
+            credentials: &self.credentials,
+            alpn: ALPN_CONTROL,
+            server: WantedServer::Certified { authority, role: Role::Worker, node: None },
+            transport: dialled(CHUNK_STREAMS),
+            timeout: HANDSHAKE,
+        };
+        let (connection, certified) = dial.any(&self.endpoint, addresses).await?;
+        Ok(ControlConn::open(connection, certified.node).await?)
+    }
+
     /// Closes all connections and stops to listen.
     pub async fn close(&self, reason: &str) {
         self.endpoint.close(CloseCode::Done.code(), reason.as_bytes());
