@@ -80,7 +80,7 @@ impl Case {
     }
 }
 
-fn tokens(list: &serde_json::Value) -> Vec<u32> {
+pub(crate) fn tokens(list: &serde_json::Value) -> Vec<u32> {
     list.as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
 }
 

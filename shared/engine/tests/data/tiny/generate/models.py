@@ -57,7 +57,7 @@ MODELS = {
     "qwen2-q3_k": dict(arch="qwen2", heads=8, kv=2, d=256, hd=32, ffn=256, layers=1, ftype=11, type="Q3_K", salt=1),
     "qwen3-q4_k": dict(arch="qwen3", heads=2, kv=1, d=256, hd=128, ffn=256, layers=1, ftype=14, type="Q4_K"),
     "llama-q5_k": dict(heads=8, kv=2, d=256, hd=32, ffn=256, layers=1, ftype=16, type="Q5_K"),
-    "qwen2-q6_k": dict(arch="qwen2", heads=8, kv=2, d=256, hd=32, ffn=256, layers=1, ftype=18, type="Q6_K"),
+    "qwen2-q6_k": dict(arch="qwen2", heads=8, kv=2, d=256, hd=32, ffn=256, layers=1, ftype=18, type="Q6_K", salt=2),
     "llama-q4_k_m": dict(heads=8, kv=2, d=256, hd=32, ffn=256, layers=2, ftype=15, type="mixed"),
 }
 
