@@ -1,5 +1,6 @@
 //! Every feature and block type on tiny random models, against two independent programs
 //! (tests/data/tiny/README.md says which, and how far they are from each other).
+#![expect(clippy::print_stderr, reason = "differences and near ties are shown with --nocapture")]
 
 use std::path::{Path, PathBuf};
 
