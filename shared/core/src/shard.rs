@@ -15,7 +15,7 @@ use crate::units::Bytes;
 /// The part of a tensor that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cut {
-    /// All of it, copied.
+    /// All of it, as 32-bit floats (norms, biases, factors).
     Whole,
     /// All of it, read in place from the mapped file (the embedding table).
     Mapped,
@@ -42,7 +42,8 @@ impl Slice<'_> {
     pub fn bytes(&self) -> Bytes {
         let tensor = self.tensor;
         match self.cut {
-            Cut::Whole | Cut::Mapped => tensor.bytes(),
+            Cut::Whole => Bytes(tensor.rows.saturating_mul(tensor.cols).saturating_mul(4)),
+            Cut::Mapped => tensor.bytes(),
             Cut::Rows(rows) => Bytes(u64::from(rows.len()) * tensor.row_bytes()),
             Cut::Cols { held, .. } => {
                 Bytes(tensor.rows * tensor.kind.row_bytes(u64::from(held.len())).unwrap_or(0))
@@ -186,29 +187,37 @@ fn buffers(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Bytes {
         let (q, kv) = (u64::from(share.q_heads.len()) * head, u64::from(share.kv_heads.len()) * head);
         let ffn = u64::from(share.ffn.len());
         let ranks = plan.stages[place.stage].ranks.len() as u64;
-        // Hidden state, its norm and the branch's output; q, k, v, the attention's output; gate and up.
-        values += rows * (3 * d + 2 * q + 2 * kv + 2 * ffn);
-        // The quantized form of the widest input, 40 bytes for 32 values.
-        values += rows * d.max(q).max(ffn).next_multiple_of(32) * 10 / 32;
-        // Encoded partials: one's own, one of each other rank, and the sum.
+        // The columns of `o` that are held, where a border lies inside a block.
+        let held = if q == 0 { 0 } else { q + 2 * LARGEST_BLOCK };
+        // Hidden state, its norm and the branch's output; q, k, v, the attention's output with and without
+        // border columns; gate and up; the rotations.
+        values += rows * (3 * d + 2 * q + held + 2 * kv + 2 * ffn + head);
+        // The widest input of a matrix, as floats and quantized: 172 bytes for 32 values.
+        values += rows * d.max(held).max(ffn).next_multiple_of(32) * 43 / 32;
+        // Encoded partials: one's own, one of each other rank, and the sum; two that are being added.
         if ranks > 1 {
-            values += rows * d * (ranks + 1);
+            values += rows * d * (ranks + 3);
         }
         // A hop that has arrived and one that leaves.
         values += 2 * rows * d;
-        // Attention scores of one head for each kernel thread.
-        values += u64::from(plan.kv.context) * SCORE_ROWS;
+        // One head's keys and values of a page, and the softmax of a few rows, for each kernel thread.
+        let page = 2 * u64::from(limits::PAGE_POSITIONS) * head;
+        values += KERNEL_THREADS * (page + 32 * u64::from(spec.group_size()));
     }
     if let Some((_, head)) = plan.head_share(node) {
-        // Final hidden rows and their norm; raw and modified logits, kept until the step is released.
+        // Final hidden rows, their norm and its quantized form; raw logits, and the modified ones of two
+        // steps, kept until these are settled.
         let sampled = u64::from(plan.kv.sequences);
-        values += sampled * (3 * d + 3 * u64::from(head.len()));
+        values += sampled * (4 * d + 3 * u64::from(head.len()));
     }
     Bytes(values * 4)
 }
 
-/// Rows of attention scores a worker may hold at once: one for each kernel thread, up to this many.
-pub const SCORE_ROWS: u64 = 64;
+/// Values of the largest block of a number format.
+const LARGEST_BLOCK: u64 = 256;
+
+/// Kernel threads of a worker that the plan leaves room for.
+pub const KERNEL_THREADS: u64 = 64;
 
 #[cfg(test)]
 mod tests {
