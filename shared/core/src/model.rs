@@ -347,13 +347,13 @@ impl ModelSpec {
             }
         }
         let fail = |what, value: u32, why| Err(ModelError::Dimension { what, value: value.into(), why });
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return fail("the number of KV heads", self.n_kv_heads, "it must divide the number of heads");
         }
         if u64::from(self.n_heads) * u64::from(self.head_dim) > u64::from(limits::MODEL_DIMENSION) {
             return fail("the head size", self.head_dim, "heads × head size is beyond the limit");
         }
-        if self.rope.dims == 0 || self.rope.dims % 2 != 0 || self.rope.dims > self.head_dim {
+        if self.rope.dims == 0 || !self.rope.dims.is_multiple_of(2) || self.rope.dims > self.head_dim {
             return fail("the rotated part of a head", self.rope.dims, "it must be even and within the head");
         }
         if !(self.norm_eps.is_finite()

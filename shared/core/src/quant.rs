@@ -94,7 +94,7 @@ impl QuantType {
 
     /// Bytes of a row of `cols` values, where `cols` is whole blocks; else `None`.
     pub const fn row_bytes(self, cols: u64) -> Option<u64> {
-        if cols % self.block_len() != 0 {
+        if !cols.is_multiple_of(self.block_len()) {
             return None;
         }
         (cols / self.block_len()).checked_mul(self.block_bytes())

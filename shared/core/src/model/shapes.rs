@@ -174,7 +174,7 @@ impl FileType {
             }
             _ => base,
         };
-        if cols % kind.block_len() == 0 { kind } else { QuantType::Q8_0 }
+        if cols.is_multiple_of(kind.block_len()) { kind } else { QuantType::Q8_0 }
     }
 }
 
