@@ -36,11 +36,17 @@ pub(crate) struct Global {
     /// Say more on standard error; twice for still more. SHOAL_LOG takes a filter instead
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+/// Where settings and data of the coordinator are; a worker has its own.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Coordinator")]
+pub(crate) struct HomeArgs {
     /// Configuration file (TOML); by default `config.toml` in the user's configuration folder, if it exists
-    #[arg(long, global = true, value_name = "FILE", env = "SHOAL_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "SHOAL_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// Where identity, cluster, caches and lock are kept; by default the user's data folder
-    #[arg(long, global = true, value_name = "DIR", env = "SHOAL_DATA_DIR")]
+    /// Where identity, cluster, hashes and lock are kept; by default the user's data folder
+    #[arg(long, value_name = "DIR", env = "SHOAL_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
@@ -58,4 +64,12 @@ pub(crate) enum Command {
     Plan(commands::plan::PlanArgs),
     /// Print a token with which a board joins this cluster
     Token(commands::token::TokenArgs),
+    /// Print the token ids of standard input, as a model's own tokenizer makes them
+    Tokenize(commands::tokenize::TokenizeArgs),
+    /// Print what a model's chat template makes of messages
+    Template(commands::template::TemplateArgs),
+    /// Write a random-weight model of a real shape, for speed and memory
+    Synth(commands::synth::SynthArgs),
+    /// Offer this machine to a cluster
+    Worker(worker::WorkerArgs),
 }

@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use shoal_core::frame::WireType;
+use shoal_core::units::Bytes;
 
-use crate::cli::Global;
+use crate::cli::HomeArgs;
 use crate::exit::{Failure, Outcome};
 
 /// The file's keys. All may be absent.
@@ -25,8 +26,9 @@ pub(crate) struct ConfigFile {
     pub(crate) no_mdns: Option<bool>,
     /// As `--wire`.
     pub(crate) wire: Option<WireType>,
-    /// As `--memory-reserve`: bytes every worker keeps free, for the planner.
-    pub(crate) memory_reserve: Option<u64>,
+    /// As `--memory-reserve`: what every worker keeps free, as text with a unit or a number of bytes.
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) memory_reserve: Option<Bytes>,
 }
 
 /// The file's settings together with the folders they and the arguments name.
@@ -37,13 +39,13 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads the file that `global` names, or the user's own if there is one.
+    /// Reads the file that `home` names, or the user's own if there is one.
     ///
     /// # Errors
     /// A named file that cannot be read, or any file with a mistake in it.
-    pub(crate) fn load(global: &Global) -> Outcome<Self> {
+    pub(crate) fn load(home: &HomeArgs) -> Outcome<Self> {
         let dirs = directories::ProjectDirs::from("", "", "shoal");
-        let file = match (&global.config, &dirs) {
+        let file = match (&home.config, &dirs) {
             (Some(path), _) => read(path)?,
             (None, Some(dirs)) => {
                 let path = dirs.config_dir().join("config.toml");
@@ -53,7 +55,7 @@ impl Config {
         };
         let own = || dirs.map(|dirs| dirs.data_dir().to_owned());
         let data_dir =
-            global.data_dir.clone().or_else(|| file.data_dir.clone()).or_else(own).ok_or_else(|| {
+            home.data_dir.clone().or_else(|| file.data_dir.clone()).or_else(own).ok_or_else(|| {
                 Failure::Usage(
                     "failed to find a data folder: this user has no home; name one with --data-dir"
                         .to_owned(),
@@ -69,25 +71,42 @@ fn read(path: &Path) -> Outcome<ConfigFile> {
     toml::from_str(&text).map_err(|error| Failure::Usage(format!("failed to {}: {error}", what())))
 }
 
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Number(bytes) => Ok(Some(Bytes(bytes))),
+        Size::Text(text) => text.parse().map(Some).map_err(de::Error::custom),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn global(config: &Path) -> Global {
-        Global { verbose: 0, config: Some(config.to_owned()), data_dir: None }
+    fn home(config: &Path) -> HomeArgs {
+        HomeArgs { config: Some(config.to_owned()), data_dir: None }
     }
 
     #[test]
     fn keys_are_read_and_arguments_win() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
-        std::fs::write(&path, "data-dir = \"/from/file\"\nlisten = \"0.0.0.0:7777\"\nwire = \"q8\"\n")
-            .unwrap();
-        let config = Config::load(&global(&path)).unwrap();
+        std::fs::write(
+            &path,
+            "data-dir = \"/from/file\"\nlisten = \"0.0.0.0:7777\"\nwire = \"q8\"\nmemory-reserve = \"2MB\"\n",
+        )
+        .unwrap();
+        let config = Config::load(&home(&path)).unwrap();
         assert_eq!(config.data_dir, Path::new("/from/file"));
         assert_eq!(config.file.wire, Some(WireType::Q8));
-        let global = Global { data_dir: Some("/from/argument".into()), ..global(&path) };
-        assert_eq!(Config::load(&global).unwrap().data_dir, Path::new("/from/argument"));
+        assert_eq!(config.file.memory_reserve, Some(Bytes(2_000_000)));
+        let home = HomeArgs { data_dir: Some("/from/argument".into()), ..home(&path) };
+        assert_eq!(Config::load(&home).unwrap().data_dir, Path::new("/from/argument"));
     }
 
     #[test]
@@ -95,7 +114,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "lisen = \"0.0.0.0:7777\"\n").unwrap();
-        let error = Config::load(&global(&path)).unwrap_err();
+        let error = Config::load(&home(&path)).unwrap_err();
         assert!(matches!(error, Failure::Usage(_)), "{error}");
         assert!(error.to_string().contains("lisen"), "{error}");
     }

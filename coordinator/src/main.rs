@@ -6,8 +6,14 @@
 mod cli;
 mod commands;
 mod config;
+mod driver;
 mod exit;
+mod local;
+mod model;
 mod out;
+mod runtime;
+mod session;
+mod show;
 
 use std::process::ExitCode;
 

@@ -1,12 +1,16 @@
 //! The commands, one module each: its arguments, what it does, what it prints.
 
+mod attach;
 pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod synth;
+pub(crate) mod template;
 pub(crate) mod token;
+pub(crate) mod tokenize;
 
 use std::process::ExitCode;
 
@@ -20,14 +24,19 @@ use crate::exit::Outcome;
 /// Why it could not do its work, with the exit code for it.
 pub(crate) fn run(cli: Cli) -> Outcome<ExitCode> {
     let Cli { global, command } = cli;
-    let config = || Config::load(&global);
+    let verbose = global.verbose;
+    let config = Config::load;
     match command {
-        Command::Demo(args) => demo::run(args, config()?),
-        Command::Run(args) => run::run(args, config()?),
-        Command::Chat(args) => chat::run(args, config()?),
-        Command::Devices(args) => devices::run(args, config()?),
-        Command::Plan(args) => plan::run(args, config()?),
-        Command::Token(args) => token::run(args, config()?),
+        Command::Demo(args) => demo::run(&args, &config(&args.home)?, verbose),
+        Command::Run(args) => run::run(&args, &config(&args.home)?, verbose),
+        Command::Chat(args) => chat::run(&args, &config(&args.home)?, verbose),
+        Command::Devices(args) => devices::run(&args, &config(&args.home)?, verbose),
+        Command::Plan(args) => plan::run(&args, &config(&args.home)?, verbose),
+        Command::Token(args) => token::run(&args, &config(&args.home)?),
+        Command::Synth(args) => synth::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Template(args) => template::run(args),
+        Command::Worker(args) => return Ok(worker::main(args)),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use shoal_core::frame::WireType;
 use shoal_core::ids::NodeId;
-use shoal_core::plan::Strategy;
+use shoal_core::plan::{Strategy, Wire};
+use shoal_core::units::Bytes;
+
+use crate::config::Config;
 
 /// How the next token is chosen, and when to stop.
 #[derive(Debug, Clone, Args)]
@@ -61,7 +65,23 @@ pub(crate) struct ClusterArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+    #[command(flatten)]
     pub(crate) reach: ReachArgs,
+}
+
+/// How long workers are waited for.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct WaitArgs {
+    /// Seconds to wait for workers; by default until no new one has appeared for a moment
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) wait: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("not a number of seconds: {text:?}"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// How workers are found.
@@ -77,9 +97,6 @@ pub(crate) struct ReachArgs {
     /// Neither advertise nor look for workers over mDNS
     #[arg(long, env = "SHOAL_NO_MDNS")]
     pub(crate) no_mdns: bool,
-    /// Seconds to wait for workers; by default until no new one has appeared for a moment
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) wait: Option<f64>,
 }
 
 /// How the model is shared among the workers.
@@ -98,9 +115,22 @@ pub(crate) struct PlanOptions {
     /// Positions of the KV cache: prompt and answer must fit; by default what the model was trained for
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) context: Option<u32>,
-    /// Bytes every worker keeps free of what it offers
+    /// Memory every worker keeps free of what it offers, such as 200MB
     #[arg(long, value_name = "BYTES", env = "SHOAL_MEMORY_RESERVE")]
-    pub(crate) memory_reserve: Option<u64>,
+    pub(crate) memory_reserve: Option<Bytes>,
+}
+
+impl PlanOptions {
+    /// Number formats on the wire: the argument's, else the file's, else the default.
+    pub(crate) fn wire(&self, config: &Config) -> Wire {
+        let sum = self.wire.map(WireType::from).or(config.file.wire);
+        sum.map_or_else(Wire::default, |sum| Wire { sum, ..Wire::default() })
+    }
+
+    /// What every worker keeps free.
+    pub(crate) fn reserve(&self, config: &Config) -> Bytes {
+        self.memory_reserve.or(config.file.memory_reserve).unwrap_or_default()
+    }
 }
 
 /// The five strategies, as the command line names them.

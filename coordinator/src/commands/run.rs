@@ -1,12 +1,19 @@
 //! `shoal run`: one prompt, one answer.
 
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::attach::{Attached, attach, check_context, job, open, ready};
 use super::options::{ClusterArgs, ModelArg, PlanOptions, SamplingArgs};
+use crate::cli::HomeArgs;
 use crate::config::Config;
 use crate::exit::{Failure, Outcome};
+use crate::model::Model;
+use crate::session::{Conversation, RunReport, Wanted, generate, prompt_tokens, seed};
+use crate::show::{Show, summary};
+use crate::{out, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,8 +49,86 @@ pub(crate) struct RunArgs {
     pub(crate) cluster: ClusterArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) home: HomeArgs,
 }
 
-pub(crate) fn run(_args: RunArgs, _config: Config) -> Outcome {
-    Err(Failure::Machine(anyhow::anyhow!("this build cannot do that yet")))
+/// Longest prompt that is read: far above what any context holds, and no whole disk.
+const PROMPT_BYTES: u64 = 64 << 20;
+
+pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
+    let mut show = Show::new(verbose > 0, !args.json);
+    let prompt = args.prompt_text()?;
+    let model = open(&args.model.model, &config, &mut show)?;
+    let context = check_context(args.plan.context, &model)?;
+    let seed = args.sampling.seed.unwrap_or_else(seed);
+    let params = args.sampling.params(model.spec.vocab, seed)?;
+    let tokens = args.tokens(&model, &prompt, context)?;
+    runtime::block_on(async {
+        let reserve = args.plan.reserve(&config);
+        let Attached { local, mut driver } =
+            attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
+        let options = job(&args.plan, &config, &model, &driver, tokens.len())?;
+        let serving = ready(&mut driver, &model, &options, &mut show).await?;
+        let plan = &serving.planned.plan;
+        let wanted = Wanted {
+            prompt: tokens,
+            params,
+            max_tokens: args.sampling.max_tokens,
+            stops: &args.sampling.stop,
+            ignore_eos: args.sampling.ignore_eos,
+        };
+        let before = driver.report(plan.nodes()).await?;
+        let text = |piece: &str| if args.json { Ok(()) } else { out::text(piece) };
+        let generated = generate(&mut driver, &model, wanted, text).await?;
+        let after = driver.report(plan.nodes()).await?;
+        let names = &serving.planned.names;
+        let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after);
+        if args.json {
+            out::json(&report)?;
+        } else if std::io::stdout().is_terminal() {
+            out::line("")?;
+            show.warn(&format!("\n{}", summary(&report)));
+        }
+        driver.close().await;
+        drop(local);
+        Ok(())
+    })
+}
+
+impl RunArgs {
+    fn prompt_text(&self) -> Outcome<String> {
+        let read = |what: &str, source: &mut dyn Read| {
+            let mut bytes = Vec::new();
+            let result = source.take(PROMPT_BYTES + 1).read_to_end(&mut bytes);
+            result.map_err(|error| Failure::input(what, error))?;
+            if bytes.len() as u64 > PROMPT_BYTES {
+                return Err(Failure::input(what, anyhow::anyhow!("it is over {PROMPT_BYTES} bytes")));
+            }
+            String::from_utf8(bytes).map_err(|error| Failure::input(what, error.utf8_error()))
+        };
+        match (&self.prompt, &self.prompt_file) {
+            (Some(prompt), _) if prompt == "-" => {
+                read("read the prompt from standard input", &mut std::io::stdin().lock())
+            }
+            (Some(prompt), _) => Ok(prompt.clone()),
+            (None, Some(path)) => {
+                let what = format!("read the prompt from {}", path.display());
+                let mut file = std::fs::File::open(path).map_err(|error| Failure::input(&what, error))?;
+                read(&what, &mut file)
+            }
+            (None, None) => {
+                Err(Failure::Usage("failed to find a prompt: give --prompt or --prompt-file".to_owned()))
+            }
+        }
+    }
+
+    fn tokens(&self, model: &Model, prompt: &str, context: u32) -> Outcome<Vec<u32>> {
+        if !self.chat {
+            return prompt_tokens(model, prompt, true, context);
+        }
+        let mut conversation = Conversation::new(model, self.system.as_deref())?;
+        conversation.user(prompt);
+        prompt_tokens(model, &conversation.render()?, false, context)
+    }
 }

@@ -1,0 +1,253 @@
+//! Getting hold of a cluster: the workers that joined, or local ones started for this command alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use shoal_cluster::cost::Link;
+use shoal_core::NodeId;
+use shoal_core::units::Bytes;
+
+use super::options::{ClusterArgs, PlanOptions, ReachArgs, names_node};
+use crate::config::Config;
+use crate::driver::{Driver, DriverOptions, JobOptions, Serving, Update, load, plan};
+use crate::exit::{Failure, Outcome};
+use crate::local::{LocalOptions, LocalWorkers, temporary_folder};
+use crate::model::Model;
+use crate::show::Show;
+
+/// How long local workers may take to start and join.
+const LOCAL_JOIN: Duration = Duration::from_secs(30);
+
+/// How often local workers are looked at while they are waited for.
+const LOCAL_CHECK: Duration = Duration::from_millis(100);
+
+/// Without `--wait`: no worker for this long means that there is none.
+const FIRST_WORKER: Duration = Duration::from_secs(10);
+
+/// Without `--wait`: no further worker for this long means that all are there.
+const QUIET: Duration = Duration::from_millis(1500);
+
+/// How long a join token of local workers is good for: they use it at once.
+const LOCAL_TOKEN: Duration = Duration::from_secs(120);
+
+/// A cluster in hand. Dropping it lets go of it, and ends local workers.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    // The workers go first, so that none of them sees its coordinator vanish.
+    pub(crate) local: Option<LocalWorkers>,
+    pub(crate) driver: Driver,
+}
+
+/// The cluster of this user, or local workers if the arguments say so; waits until its workers are there.
+///
+/// # Errors
+/// The lock is held, a port is in use, no worker comes.
+pub(crate) async fn attach(
+    cluster: &ClusterArgs,
+    reserve: Bytes,
+    config: &Config,
+    models: Option<PathBuf>,
+    verbose: u8,
+    show: &Show,
+) -> Outcome<Attached> {
+    if let Some(workers) = cluster.local_workers {
+        let options =
+            LocalOptions { workers, threads: cluster.threads, models, verbose, ..LocalOptions::default() };
+        return attach_local(options, reserve, show).await;
+    }
+    if cluster.threads.is_some() {
+        let text = "--threads is for --local-workers; a worker of its own takes it where it is started";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    let mut driver = Driver::start(driver_options(&cluster.reach, config, reserve)).await?;
+    gather(&mut driver, cluster.wait.wait, show).await?;
+    if driver.connected().is_empty() {
+        let text = "found no worker: start `shoal worker` on a board (the first time with --join and a token \
+                    from `shoal token`), or use --local-workers N";
+        return Err(Failure::Lost(text.to_owned()));
+    }
+    Ok(Attached { local: None, driver })
+}
+
+/// What the user's own cluster is driven with.
+pub(crate) fn driver_options(reach: &ReachArgs, config: &Config, reserve: Bytes) -> DriverOptions {
+    let addresses =
+        if reach.address.is_empty() { config.file.address.clone() } else { reach.address.clone() };
+    DriverOptions {
+        dir: config.data_dir.join("coordinator"),
+        listen: reach.listen.or(config.file.listen),
+        mdns: !(reach.no_mdns || config.file.no_mdns == Some(true)),
+        addresses,
+        default_link: Link::GIGABIT,
+        reserve,
+    }
+}
+
+async fn attach_local(mut options: LocalOptions, reserve: Bytes, show: &Show) -> Outcome<Attached> {
+    let dir = temporary_folder()?;
+    let driver_options = DriverOptions {
+        dir: dir.path().join("coordinator"),
+        listen: Some(([127, 0, 0, 1], 0).into()),
+        mdns: false,
+        addresses: Vec::new(),
+        default_link: Link::LOOPBACK,
+        reserve,
+    };
+    let mut driver = Driver::start(driver_options).await?;
+    let token = driver.issue_token(options.workers, LOCAL_TOKEN)?;
+    options.coordinator = Some(driver.address());
+    let workers = options.workers as usize;
+    let mut local = LocalWorkers::start(dir, &token, &options)?;
+    if !gather_local(&mut driver, &mut local, workers, LOCAL_JOIN, show).await? {
+        let found = driver.connected().len();
+        let text =
+            format!("only {found} of {workers} local workers joined within {} s", LOCAL_JOIN.as_secs());
+        return Err(Failure::Lost(text));
+    }
+    Ok(Attached { local: Some(local), driver })
+}
+
+/// Waits for `workers` local workers; whether all came within `patience`.
+///
+/// # Errors
+/// One of them ended, or the driver failed.
+pub(crate) async fn gather_local(
+    driver: &mut Driver,
+    local: &mut LocalWorkers,
+    workers: usize,
+    patience: Duration,
+    show: &Show,
+) -> Outcome<bool> {
+    let deadline = Instant::now() + patience;
+    while driver.connected().len() < workers {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        if let Ok(update) = tokio::time::timeout(LOCAL_CHECK, driver.next()).await {
+            remark(&update?, driver, show);
+        }
+        for (name, line) in local.said() {
+            tracing::debug!("{name}: {line}");
+        }
+        local.check()?;
+    }
+    Ok(true)
+}
+
+/// Waits for the workers of this cluster: for `wait`, or until no new one has come for a moment.
+///
+/// # Errors
+/// The driver failed.
+pub(crate) async fn gather(driver: &mut Driver, wait: Option<Duration>, show: &Show) -> Outcome {
+    let start = Instant::now();
+    let mut last = start;
+    loop {
+        let deadline = match wait {
+            Some(wait) => start + wait,
+            None if driver.connected().is_empty() => start + FIRST_WORKER,
+            // Members that are known and silent get a little longer than none.
+            None => last + QUIET,
+        };
+        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        else {
+            return Ok(());
+        };
+        if let Ok(update) = tokio::time::timeout(left, driver.next()).await {
+            let update = update?;
+            if matches!(update, Update::Connected { .. }) {
+                last = Instant::now();
+            }
+            remark(&update, driver, show);
+        }
+    }
+}
+
+fn remark(update: &Update, driver: &Driver, show: &Show) {
+    match update {
+        Update::Found { node, address } => show.remark(&format!("found {} at {address}", node.short())),
+        Update::Joined { node } => show.remark(&format!("joined {}", node.short())),
+        Update::Connected { node } => {
+            show.remark(&format!("connected {} ({})", driver.name(*node), node.short()))
+        }
+        Update::Gone { node, reason } => show.warn(&format!("lost {}: {reason}", driver.name(*node))),
+        Update::Refused { address, reason } => show.warn(&format!("refused {address}: {reason}")),
+        Update::Machine(_) => {}
+    }
+}
+
+/// The job for a cluster in hand.
+///
+/// # Errors
+/// `--exclude` names nobody, or `--context` is more than the model's.
+pub(crate) fn job(
+    plan: &PlanOptions,
+    config: &Config,
+    model: &Model,
+    driver: &Driver,
+    prompt_len: usize,
+) -> Outcome<JobOptions> {
+    let names = driver.names();
+    let mut exclude = Vec::new();
+    for text in &plan.exclude {
+        exclude.push(find(text, &names)?);
+    }
+    check_context(plan.context, model)?;
+    Ok(JobOptions {
+        strategy: plan.strategy.map(Into::into),
+        wire: plan.wire(config),
+        exclude,
+        context: plan.context,
+        prompt_len: prompt_len as u32,
+        profiles: BTreeMap::new(),
+        measure_links: names.len() > 1,
+    })
+}
+
+/// The context in force; at most the model's own.
+///
+/// # Errors
+/// `--context` is more.
+pub(crate) fn check_context(context: Option<u32>, model: &Model) -> Outcome<u32> {
+    let own = model.spec.context;
+    match context {
+        Some(context) if context > own => Err(Failure::Usage(format!(
+            "--context {context} is more than the {own} positions the model was trained for"
+        ))),
+        Some(context) => Ok(context),
+        None => Ok(own),
+    }
+}
+
+fn find(text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
+    let mut found = names.iter().filter(|(node, name)| names_node(text, **node, name));
+    match (found.next(), found.next()) {
+        (Some((node, _)), None) => Ok(*node),
+        (None, _) => Err(Failure::Usage(format!("--exclude {text} names no worker that is here"))),
+        (Some(_), Some(_)) => Err(Failure::Usage(format!("--exclude {text} names several workers"))),
+    }
+}
+
+/// Plans and loads: afterwards the cluster takes requests.
+///
+/// # Errors
+/// No plan fits, or the cluster was lost.
+pub(crate) async fn ready(
+    driver: &mut Driver,
+    model: &Model,
+    options: &JobOptions,
+    show: &mut Show,
+) -> Outcome<Serving> {
+    match plan(driver, model, options, show).await? {
+        Ok(planned) => load(driver, planned, show).await,
+        Err(no_plan) => Err(Failure::NoPlan(no_plan.to_string())),
+    }
+}
+
+/// Opens a model file, with a progress bar for the hashing of a large one.
+///
+/// # Errors
+/// It is no model that can be run.
+pub(crate) fn open(path: &std::path::Path, config: &Config, show: &mut Show) -> Outcome<Model> {
+    Model::open(path, &config.data_dir, |done, total| show.hashing(done, total))
+}

@@ -1,0 +1,143 @@
+//! A job from start to ready: gather, measure, plan, load, warm up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_cluster::coordinator::{Action, Event, Failed, Job, Planning};
+use shoal_cluster::cost::Workload;
+use shoal_cluster::planner::{Choice, NoPlan, Options};
+use shoal_core::plan::{Plan, Strategy, Wire};
+use shoal_core::profile::DeviceProfile;
+use shoal_core::{Epoch, NodeId};
+
+use super::{Driver, Update};
+use crate::exit::{Failure, Outcome};
+use crate::model::Model;
+use crate::show::Show;
+
+/// What is to be planned.
+#[derive(Debug, Clone)]
+pub(crate) struct JobOptions {
+    pub(crate) strategy: Option<Strategy>,
+    pub(crate) wire: Wire,
+    pub(crate) exclude: Vec<NodeId>,
+    /// Positions of the KV cache; by default those of the model.
+    pub(crate) context: Option<u32>,
+    /// Tokens of the prompt, as far as known.
+    pub(crate) prompt_len: u32,
+    /// Profiles from before.
+    pub(crate) profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// Whether links are measured.
+    pub(crate) measure_links: bool,
+}
+
+/// A plan that was chosen, with what it was chosen from.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    pub(crate) choice: Option<Box<Choice>>,
+    pub(crate) profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// Workers there, not all of them used.
+    pub(crate) names: BTreeMap<NodeId, String>,
+}
+
+/// A plan that is loaded and warm.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) planned: Planned,
+    /// Bytes of the model that were fetched, all workers together.
+    pub(crate) fetched: u64,
+}
+
+impl JobOptions {
+    fn job(&self, driver: &Driver, model: &Model) -> Job {
+        let context = self.context.unwrap_or(model.spec.context).min(model.spec.context);
+        Job {
+            model: model.manifest.model.clone(),
+            spec: (*model.spec).clone(),
+            workload: Workload {
+                context,
+                streams: 1,
+                prompt_len: self.prompt_len.min(context),
+                objective: None,
+            },
+            planning: Planning::Choose(Options {
+                strategy: self.strategy,
+                wire: self.wire,
+                exclude: self.exclude.clone(),
+                epoch: Epoch::default(),
+            }),
+            workers: driver.connected().len(),
+            // Whoever should be there was waited for before.
+            gather: Duration::ZERO,
+            measure_links: self.measure_links,
+            profiles: self.profiles.clone(),
+        }
+    }
+}
+
+/// Measures the workers that are connected and chooses a plan. Loading begins; whoever wants no more than the plan
+/// drops the driver.
+///
+/// # Errors
+/// `Ok(Err(_))` is the planner's word that no plan fits; `Err` that the cluster was lost.
+pub(crate) async fn plan(
+    driver: &mut Driver,
+    model: &Model,
+    options: &JobOptions,
+    show: &Show,
+) -> Outcome<Result<Planned, Box<NoPlan>>> {
+    driver.serve_chunks(model);
+    let names = driver.names();
+    let mut profiles = BTreeMap::new();
+    driver.handle(Event::Start(Box::new(options.job(driver, model))));
+    loop {
+        match driver.next().await? {
+            Update::Machine(Action::Profiled { node, profile }) => {
+                show.remark(&format!("measured {}", driver.name(node)));
+                profiles.insert(node, *profile);
+            }
+            Update::Machine(Action::LeftOut(left)) => {
+                show.warn(&format!("left out: {} ({}): {}", left.name, left.node.short(), left.reason));
+            }
+            Update::Machine(Action::Planned { plan, choice }) => {
+                return Ok(Ok(Planned { plan: *plan, choice, profiles, names }));
+            }
+            Update::Machine(Action::NoPlan(no_plan)) => return Ok(Err(no_plan)),
+            Update::Machine(action) => check(action)?,
+            _ => {}
+        }
+    }
+}
+
+/// Waits until the plan that [`plan`] chose is loaded and warm.
+///
+/// # Errors
+/// The cluster was lost.
+pub(crate) async fn load(driver: &mut Driver, planned: Planned, show: &mut Show) -> Outcome<Serving> {
+    let mut all_fetched = 0;
+    loop {
+        match driver.next().await? {
+            Update::Machine(Action::Progress { node, done, total, .. }) => {
+                show.loading(node, &driver.name(node), done, total);
+            }
+            Update::Machine(Action::Loaded { fetched, .. }) => all_fetched += fetched.0,
+            Update::Machine(Action::Ready) => {
+                show.loaded();
+                return Ok(Serving { planned, fetched: all_fetched });
+            }
+            Update::Machine(action) => check(action)?,
+            _ => {}
+        }
+    }
+}
+
+/// Turns the end of a job into the failure it is.
+fn check(action: Action) -> Outcome {
+    match action {
+        Action::Ended(failed @ Failed::Plan { .. }) => Err(Failure::NoPlan(failed.to_string())),
+        Action::Ended(failed) => Err(Failure::Lost(failed.to_string())),
+        Action::Refused { reason, .. } => Err(Failure::Lost(format!("failed to start the job: {reason}"))),
+        _ => Ok(()),
+    }
+}
