@@ -71,6 +71,9 @@ pub struct Config {
     pub default_link: Link,
 }
 
+/// The sequence of the warm-up step; no request may use it.
+pub const WARM_UP_SEQ: SeqId = SeqId(u64::MAX);
+
 /// Where the plan comes from.
 #[derive(Debug, Clone)]
 pub enum Planning {
@@ -173,6 +176,9 @@ pub enum Action {
     Send { node: NodeId, order: Order },
     /// Close this worker's connection and report [`Event::Disconnected`] no more for it.
     Disconnect { node: NodeId, reason: String },
+    /// A node that is connected already connected again: close the newer connection, and say why. A
+    /// worker that restarted is welcome once its old connection is found dead.
+    RefuseConnection { node: NodeId, reason: String },
     /// The event could not be taken: a second start, a submit while not serving, bad parameters.
     Refused { seq: Option<SeqId>, reason: String },
     /// A worker measured itself. To be kept for the next job.

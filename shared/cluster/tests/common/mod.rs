@@ -1,11 +1,14 @@
 //! Models, devices and plans that several tests use.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part of this module")]
 
+use shoal_cluster::cost::{Cluster, Device, Link, Links, Workload};
 use shoal_cluster::planner::{Arrangement, RankShare, StageShares, plan_from_shares};
 use shoal_cluster::sampling::uniform;
 use shoal_core::model::{Arch, LayerRole, ModelSpec, RopeScaling, RopeSpec, Role, TensorSpec};
 use shoal_core::plan::{AllReduce, KvBudget, Plan, Strategy, Wire};
-use shoal_core::{Epoch, NodeId, QuantType, Term};
+use shoal_core::profile::{DeviceProfile, KindRate, Measured};
+use shoal_core::units::{MacsPerSec, Seconds};
+use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, Term};
 
 /// A llama of this shape whose matrices are `kind`; the head is tied when `tied`.
 pub fn llama(n_layers: u32, d_model: u32, heads: (u32, u32), ffn: u32, vocab: u32, kind: QuantType) -> ModelSpec {
@@ -78,4 +81,35 @@ pub fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
         epoch: Epoch { term: Term(1), counter: 1 },
     };
     plan_from_shares(&spec, &arrangement).expect("the test's plan is sound")
+}
+
+/// A device that streams `gb_per_s` of weights, multiplies at twenty times that and has this memory.
+pub fn device(index: usize, gb_per_s: f64, usable: Bytes) -> Device {
+    let rate = |kind| KindRate {
+        kind,
+        stream: Measured { median: BytesPerSec(gb_per_s * 1e9), spread: 0.05 },
+        batched: Measured { median: MacsPerSec(gb_per_s * 2e10), spread: 0.05 },
+    };
+    Device {
+        node: node(index),
+        name: format!("board-{index}"),
+        profile: DeviceProfile {
+            rates: vec![rate(QuantType::F32), rate(QuantType::Q8_0), rate(QuantType::Q4_0)],
+            attention: Measured { median: BytesPerSec(gb_per_s * 1e9), spread: 0.05 },
+            phase_overhead: Measured { median: Seconds(20e-6), spread: 0.05 },
+            threads: 4,
+            kernel_set: "test".to_owned(),
+        },
+        usable,
+    }
+}
+
+/// Devices of these speeds, each with this memory, on a gigabit network.
+pub fn cluster(speeds: &[f64], usable: Bytes) -> Cluster {
+    let devices = speeds.iter().enumerate().map(|(index, &speed)| device(index, speed, usable));
+    Cluster { devices: devices.collect(), links: Links::new(Link::GIGABIT) }
+}
+
+pub fn workload(streams: u32) -> Workload {
+    Workload { context: 512, streams, prompt_len: 64, objective: None }
 }
