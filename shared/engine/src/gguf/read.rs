@@ -164,13 +164,13 @@ fn tensor(input: &mut Input<impl Read>, i: u64, alignment: u64) -> Result<Tensor
 
 /// Bytes of a tensor of this shape, checked.
 pub(super) fn tensor_bytes(name: &str, dims: &[u64], kind: QuantType) -> Result<u64, GgufError> {
-    let block = kind.block_len() as u64;
+    let block = kind.block_len();
     if !dims[0].is_multiple_of(block) {
         return Err(GgufError::Blocks { name: name.to_owned(), row: dims[0], block, kind: kind.name() });
     }
     let overflow = || GgufError::Overflow { name: name.to_owned(), dims: dims.to_vec() };
     let elements = dims.iter().try_fold(1u64, |all, &dim| all.checked_mul(dim)).ok_or_else(overflow)?;
-    (elements / block).checked_mul(kind.block_bytes() as u64).ok_or_else(overflow)
+    (elements / block).checked_mul(kind.block_bytes()).ok_or_else(overflow)
 }
 
 /// Makes offsets absolute; refuses tensors outside the file or on each other's bytes.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Job, Lanes, Stretch, blocks};
+use super::{Isa, Job, LANES, Lanes, Stretch, blocks};
 use crate::quant::{Format, Panel};
 
 /// # Safety
@@ -46,6 +46,18 @@ impl Isa for Avx2 {
             for (sums, acc) in sums.iter().zip(acc) {
                 _mm256_store_ps(acc.0.as_mut_ptr(), sums[0]);
                 _mm256_store_ps(acc.0.as_mut_ptr().add(8), sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_mins(panel: &Panel, sums: &[f32; LANES], acc: &mut Lanes) {
+        // SAFETY: the processor has AVX2; all three are 16 floats.
+        unsafe {
+            for i in [0, 8] {
+                let products = _mm256_mul_ps(_mm256_load_ps(&panel.min[i]), _mm256_loadu_ps(&sums[i]));
+                let lanes = acc.0.as_mut_ptr().add(i);
+                _mm256_store_ps(lanes, _mm256_add_ps(_mm256_load_ps(lanes), products));
             }
         }
     }

@@ -4,7 +4,7 @@
 //! meets every activation row of a tile. One activation row takes the same path with a tile of one.
 
 use super::{Isa, Job, Lanes, Stretch};
-use crate::quant::{Activations, BLOCK, Format, GROUP, PANEL, Panel, panel_bytes};
+use crate::quant::{Activations, BLOCK, Format, PANEL, Panel, panel_bytes};
 
 /// Weight rows decoded together when there are several activation rows, so that those are fetched less often.
 const WEIGHT_ROWS: usize = super::ROW_GRAIN;
@@ -90,7 +90,7 @@ unsafe fn panel_products<I: Isa, F: Format, const T: usize>(
         for (i, panel) in panels.iter().enumerate() {
             let dots = &mut dots[i][r..].as_chunks_mut().0[0];
             // SAFETY: the processor has the instruction set; stretches and panel hold `len` chunks.
-            unsafe { dot::<I, F, REGISTER_ROWS>(panel, len, &stretches, dots, &mut mins[i][r..]) };
+            unsafe { dot::<I, F, REGISTER_ROWS>(panel, len, &stretches, dots) };
         }
         r += REGISTER_ROWS;
     }
@@ -99,9 +99,17 @@ unsafe fn panel_products<I: Isa, F: Format, const T: usize>(
         for (i, panel) in panels.iter().enumerate() {
             let dots = &mut dots[i][r..].as_chunks_mut().0[0];
             // SAFETY: as above.
-            unsafe { dot::<I, F, 1>(panel, len, &stretches, dots, &mut mins[i][r..]) };
+            unsafe { dot::<I, F, 1>(panel, len, &stretches, dots) };
         }
         r += 1;
+    }
+    if F::HAS_MIN {
+        for (panel, mins) in panels.iter().zip(mins) {
+            for (r, mins) in mins[..t].iter_mut().enumerate() {
+                // SAFETY: the processor has the instruction set.
+                unsafe { add_mins::<I>(panel, stretch(x, tile + r, chunk, len), mins) };
+            }
+        }
     }
 }
 
@@ -111,7 +119,6 @@ unsafe fn dot<I: Isa, F: Format, const R: usize>(
     len: usize,
     x: &[Stretch<'_>; R],
     dots: &mut [Lanes; R],
-    mins: &mut [Lanes],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -121,17 +128,18 @@ unsafe fn dot<I: Isa, F: Format, const R: usize>(
             I::dot::<R, false>(panel, len, x, dots);
         }
     }
-    if F::HAS_MIN {
-        for (mins, x) in mins.iter_mut().zip(x) {
-            if let Ok(sums) = <&[f32; PANEL / GROUP]>::try_from(x.sums) {
-                for i in 0..PANEL / GROUP {
-                    mins.0[i] += panel.min[i] * sums[i];
-                }
-            } else {
-                for (i, sum) in x.sums.iter().enumerate() {
-                    mins.0[i] += panel.min[i] * sum;
-                }
-            }
+}
+
+/// A panel's minimums times the activations' sums. Apart from the dot products, because sums of both kinds that lie a
+/// multiple of 4 kB apart would stall each other.
+#[inline(always)]
+unsafe fn add_mins<I: Isa>(panel: &Panel, x: Stretch<'_>, mins: &mut Lanes) {
+    if let Ok(sums) = x.sums.try_into() {
+        // SAFETY: the caller's promise.
+        unsafe { I::add_mins(panel, sums, mins) };
+    } else {
+        for (i, sum) in x.sums.iter().enumerate() {
+            mins.0[i] += panel.min[i] * sum;
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::quant::{bf16_to_f32, f16_to_f32};
 const PANEL: usize = 256;
 /// Activation rows per pass over a weight row.
 const TILE_ROWS: usize = 32;
+/// Activation rows whose partial sums are in registers at a time.
+const REGISTER_ROWS: usize = 4;
 
 pub(super) struct F32;
 pub(super) struct F16;
@@ -17,16 +19,16 @@ pub(super) struct BF16;
 /// A float format.
 pub(super) trait Widen {
     const BYTES: usize;
-    /// One weight from its bytes.
-    fn one(bytes: &[u8]) -> f32;
+    /// Widens as many weights as the panel holds.
+    fn panel(bytes: &[u8], panel: &mut [f32]);
 }
 
 impl Widen for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    fn one(bytes: &[u8]) -> f32 {
-        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    fn panel(bytes: &[u8], panel: &mut [f32]) {
+        panel.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
     }
 }
 
@@ -34,8 +36,11 @@ impl Widen for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    fn one(bytes: &[u8]) -> f32 {
-        f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+    fn panel(bytes: &[u8], panel: &mut [f32]) {
+        panel
+            .iter_mut()
+            .zip(bytes.as_chunks().0)
+            .for_each(|(to, from)| *to = f16_to_f32(u16::from_le_bytes(*from)));
     }
 }
 
@@ -43,8 +48,11 @@ impl Widen for BF16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    fn one(bytes: &[u8]) -> f32 {
-        bf16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+    fn panel(bytes: &[u8], panel: &mut [f32]) {
+        panel
+            .iter_mut()
+            .zip(bytes.as_chunks().0)
+            .for_each(|(to, from)| *to = bf16_to_f32(u16::from_le_bytes(*from)));
     }
 }
 
@@ -64,11 +72,14 @@ pub(super) unsafe fn rows<W: Widen>(job: Job<'_>) {
             for start in (0..cols).step_by(PANEL) {
                 let len = PANEL.min(cols - start);
                 let panel = &mut panel[..len];
-                for (to, from) in panel.iter_mut().zip(bytes[start * W::BYTES..].chunks_exact(W::BYTES)) {
-                    *to = W::one(from);
+                W::panel(&bytes[start * W::BYTES..], panel);
+                let stretch = |r: usize| &x.values()[(tile + r) * cols + start..][..len];
+                let (fours, rest) = sums[..t].as_chunks_mut::<REGISTER_ROWS>();
+                for (i, sums) in fours.iter_mut().enumerate() {
+                    add_many(panel, std::array::from_fn(|r| stretch(i * REGISTER_ROWS + r)), sums);
                 }
-                for (r, sums) in sums[..t].iter_mut().enumerate() {
-                    add_products(panel, &x.values()[(tile + r) * cols + start..][..len], sums);
+                for (i, sums) in rest.iter_mut().enumerate() {
+                    add_products(panel, stretch(fours.len() * REGISTER_ROWS + i), sums);
                 }
             }
             for (r, sums) in sums[..t].iter().enumerate() {
@@ -76,6 +87,25 @@ pub(super) unsafe fn rows<W: Widen>(job: Job<'_>) {
                 unsafe { *y.add((tile + r) * w.rows() + row) = sums.sum() };
             }
         }
+    }
+}
+
+/// [`add_products`] of one stretch of weights with several of activations: more independent sums at a time.
+#[inline(always)]
+fn add_many<const R: usize>(w: &[f32], x: [&[f32]; R], sums: &mut [Lanes; R]) {
+    let whole = w.len() / LANES * LANES;
+    let mut lanes = sums.map(|sums| sums.0);
+    let parts = x.map(|x| x[..whole].as_chunks::<LANES>().0);
+    for (i, w) in w[..whole].as_chunks::<LANES>().0.iter().enumerate() {
+        for r in 0..R {
+            for l in 0..LANES {
+                lanes[r][l] += w[l] * parts[r][i][l];
+            }
+        }
+    }
+    for r in 0..R {
+        sums[r].0 = lanes[r];
+        add_products(&w[whole..], &x[r][whole..], &mut sums[r]);
     }
 }
 

@@ -265,6 +265,12 @@ trait Isa {
         acc: &mut [Lanes; R],
     );
 
+    /// Adds a panel's minimums times the sums of a whole panel's worth of activations, group by group.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn add_mins(panel: &Panel, sums: &[f32; LANES], acc: &mut Lanes);
+
     /// [`blocks::rows`] compiled for this instruction set, a function of its own for each format.
     ///
     /// # Safety

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Isa, Job, Lanes, Stretch, blocks};
+use super::{Isa, Job, LANES, Lanes, Stretch, blocks};
 use crate::quant::{Format, Panel, f16_to_f32};
 
 /// # Safety
@@ -41,6 +41,13 @@ impl Isa for Neon {
         unsafe { dot::<Self, R, FINE>(panel, chunks, x, acc) }
     }
 
+    #[inline(always)]
+    unsafe fn add_mins(panel: &Panel, sums: &[f32; LANES], acc: &mut Lanes) {
+        for ((lane, min), sum) in acc.0.iter_mut().zip(&panel.min).zip(sums) {
+            *lane += min * sum;
+        }
+    }
+
     unsafe fn blocks<F: Format>(job: Job<'_>) {
         // SAFETY: the caller's promise.
         unsafe { blocks::rows::<Self, F>(job) }
@@ -62,6 +69,13 @@ impl Isa for Dotprod {
     ) {
         // SAFETY: the caller's promise.
         unsafe { dot::<Self, R, FINE>(panel, chunks, x, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_mins(panel: &Panel, sums: &[f32; LANES], acc: &mut Lanes) {
+        for ((lane, min), sum) in acc.0.iter_mut().zip(&panel.min).zip(sums) {
+            *lane += min * sum;
+        }
     }
 
     #[target_feature(enable = "neon,dotprod")]

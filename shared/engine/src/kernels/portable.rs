@@ -1,6 +1,6 @@
 //! The reference variant: plain code, no instruction named.
 
-use super::{Isa, Job, Lanes, Stretch, blocks};
+use super::{Isa, Job, LANES, Lanes, Stretch, blocks};
 use crate::quant::{BLOCK, Format, Panel, f16_to_f32};
 
 /// # Safety
@@ -36,6 +36,13 @@ impl Isa for Portable {
                     lanes[l] += (weight_scale * scale) * sum as f32;
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_mins(panel: &Panel, sums: &[f32; LANES], acc: &mut Lanes) {
+        for ((lane, min), sum) in acc.0.iter_mut().zip(&panel.min).zip(sums) {
+            *lane += min * sum;
         }
     }
 

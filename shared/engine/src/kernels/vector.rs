@@ -116,8 +116,8 @@ vectorized! {
         let (chunks, rest) = x.as_chunks::<LANES>();
         let mut lanes = [f32::NEG_INFINITY; LANES];
         for chunk in chunks {
-            for l in 0..LANES {
-                lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = if x > *lane { x } else { *lane };
             }
         }
         let larger = |most: f32, &x: &f32| if x > most { x } else { most };
@@ -129,9 +129,9 @@ vectorized! {
         let (chunks, rest) = x.as_chunks_mut::<LANES>();
         let mut lanes = Lanes::ZERO;
         for chunk in chunks {
-            for l in 0..LANES {
-                chunk[l] = math::exp_f32(chunk[l] - shift);
-                lanes.0[l] += chunk[l];
+            for (lane, x) in lanes.0.iter_mut().zip(chunk) {
+                *x = math::exp_f32(*x - shift);
+                *lane += *x;
             }
         }
         for (lane, x) in lanes.0.iter_mut().zip(rest) {

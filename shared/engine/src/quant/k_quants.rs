@@ -32,8 +32,8 @@ impl Format for Q2K {
             panel.scale[i] = d * f32::from(byte & 15);
             panel.min[i] = dmin * f32::from(byte >> 4);
         }
-        for half in 0..2 {
-            two_bits(panel, at(block, 16 + 32 * half), half, 0);
+        for (i, q) in panel.q.as_chunks_mut().0.iter_mut().enumerate() {
+            two_bits(q, at(block, 16 + 32 * i));
         }
     }
 }
@@ -47,19 +47,25 @@ impl Format for Q3K {
     fn decode(blocks: &[u8], panel: &mut Panel, half: impl Fn(u16) -> f32 + Copy) {
         let block: &[u8; 110] = at(blocks, 0);
         let d = half(u16_at(block, 108));
-        let packed: &[u8; 12] = at(block, 96);
-        for i in 0..16 {
-            let low = packed[i % 8] >> (4 * (i / 8)) & 15;
-            let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
-            panel.scale[i] = d * f32::from((low | high << 4) as i8 - 32);
+        // The scales' low nibbles are in the first 8 bytes, low halves first; their high 2 bits are in the last 4.
+        let word = |i: usize| u32::from_le_bytes(*at(block, 96 + 4 * i));
+        let (a, b, c) = (word(0), word(1), word(2));
+        let scales = [(a, c), (b, c >> 2), (a >> 4, c >> 4), (b >> 4, c >> 6)];
+        for (scale, (low, high)) in panel.scale.as_chunks_mut::<4>().0.iter_mut().zip(scales) {
+            let bytes = (low & 0x0f0f_0f0f | (high & 0x0303_0303) << 4).to_le_bytes();
+            for i in 0..4 {
+                scale[i] = d * f32::from(bytes[i] as i8 - 32);
+            }
         }
         let third: &[u8; 32] = at(block, 0);
-        for half in 0..2 {
-            two_bits(panel, at(block, 32 + 32 * half), half, 4);
-        }
-        for (plane, q) in panel.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, &bits) in q.iter_mut().zip(third) {
-                *q += (bits >> plane & 1) as i8 * 4;
+        for (i, q) in panel.q.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+            two_bits(q, at(block, 32 + 32 * i));
+            for (j, &bits) in third.iter().enumerate() {
+                let bits = bits >> (4 * i);
+                q[j] = (q[j] | (bits << 2 & 4) as i8) - 4;
+                q[j + 32] = (q[j + 32] | (bits << 1 & 4) as i8) - 4;
+                q[j + 64] = (q[j + 64] | (bits & 4) as i8) - 4;
+                q[j + 96] = (q[j + 96] | (bits >> 1 & 4) as i8) - 4;
             }
         }
     }
@@ -127,12 +133,12 @@ impl Format for Q6K {
 
 /// Weights of 2 bits: 32 bytes hold 4 planes of 32 weights, half a block.
 #[inline(always)]
-fn two_bits(panel: &mut Panel, bytes: &[u8; 32], half: usize, offset: i8) {
-    let q = &mut panel.q.as_chunks_mut::<128>().0[half];
-    for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (q, &byte) in q.iter_mut().zip(bytes) {
-            *q = (byte >> (2 * plane) & 3) as i8 - offset;
-        }
+fn two_bits(q: &mut [i8; 128], bytes: &[u8; 32]) {
+    for (j, &byte) in bytes.iter().enumerate() {
+        q[j] = (byte & 3) as i8;
+        q[j + 32] = (byte >> 2 & 3) as i8;
+        q[j + 64] = (byte >> 4 & 3) as i8;
+        q[j + 96] = (byte >> 6) as i8;
     }
 }
 

@@ -71,8 +71,7 @@ impl Format for Q5_0 {
         for (i, block) in blocks.as_chunks::<22>().0.iter().enumerate() {
             let (q, scale, _) = part(panel, i);
             *scale = [half(u16_at(block, 0)); 2];
-            nibbles(q, at(block, 6), 16);
-            fifth_bits(q, at(block, 2));
+            five_bits(q, at(block, 2), at(block, 6), 16);
         }
     }
 }
@@ -88,8 +87,7 @@ impl Format for Q5_1 {
             let (q, scale, min) = part(panel, i);
             *scale = [half(u16_at(block, 0)); 2];
             *min = [-half(u16_at(block, 2)); 2];
-            nibbles(q, at(block, 8), 0);
-            fifth_bits(q, at(block, 4));
+            five_bits(q, at(block, 4), at(block, 8), 0);
         }
     }
 }
@@ -109,11 +107,18 @@ fn nibbles(q: &mut [i8; 32], bytes: &[u8; 16], offset: i8) {
     }
 }
 
+/// Low nibbles and fifth bits: bit `j` is 16 in weight `j`.
 #[inline(always)]
-fn fifth_bits(q: &mut [i8; 32], bits: &[u8; 4]) {
-    let bits = u32::from_le_bytes(*bits);
-    for (j, q) in q.iter_mut().enumerate() {
-        *q += ((bits >> j & 1) << 4) as i8;
+fn five_bits(q: &mut [i8; 32], bits: &[u8; 4], low: &[u8; 16], offset: i8) {
+    nibbles(q, low, 0);
+    let mut fifth = [[0u8; 8]; 4];
+    for (fifth, &byte) in fifth.iter_mut().zip(bits) {
+        // Byte `j` of the word gets bit `j` alone; adding 127 moves it, if set, to the byte's top.
+        let spread = (u64::from(byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        *fifth = ((spread + 0x7f7f_7f7f_7f7f_7f7f) >> 3 & 0x1010_1010_1010_1010).to_le_bytes();
+    }
+    for (q, &fifth) in q.iter_mut().zip(fifth.as_flattened()) {
+        *q = (*q | fifth as i8) - offset;
     }
 }
 
