@@ -1,5 +1,7 @@
 //! The model end to end: against the reference, split against unsplit, and with bad input.
 
+mod bad_input;
+mod head;
 mod invariance;
 mod split;
 mod stories;

@@ -57,8 +57,8 @@ fn hybrid_splits() -> Vec<Layout> {
     ]
 }
 
-/// Largest difference of any logit from unsplit that was seen is, over all splits here, 0.004 (F16 file)
-/// and 0.26 (quantized files, where border blocks and partial sums change the activations' scales).
+/// The largest difference of any logit from unsplit over all splits here is 0.0053 for the F16 file and
+/// 0.18 for quantized ones, where a rounded sum may carry an 8-bit activation over a rounding border.
 fn tolerance(model: &Model) -> f32 {
     if model.kind == "F16" { 0.02 } else { 0.25 }
 }
