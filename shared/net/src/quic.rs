@@ -10,8 +10,8 @@ use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig,
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::tls::{self, WantedServer};
-use crate::trust::{Certified, Credentials};
+use crate::tls::{self, Verdict, WantedServer};
+use crate::trust::{CertificateError, Certified, Credentials};
 
 /// Time for a handshake, and for a whole join: a Pi does one in some 10 ms.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -44,6 +44,12 @@ pub enum LinkError {
     },
     #[error("{address} speaks another version of the protocol ({ours} is refused there)")]
     Version { address: SocketAddr, ours: &'static str },
+    #[error("the certificate of {address} does not hold")]
+    Certificate {
+        address: SocketAddr,
+        #[source]
+        source: CertificateError,
+    },
     #[error("{address} does not accept this node's certificate; its log says why")]
     NotTrusted { address: SocketAddr },
     #[error("the connection with {address} ended")]
@@ -225,7 +231,9 @@ impl Dial<'_> {
         endpoint: &Endpoint,
         address: SocketAddr,
     ) -> Result<(Connection, Certified), LinkError> {
-        let tls = tls::client(self.credentials, self.alpn, self.server).map_err(tls_error)?;
+        let verdict = Arc::new(Verdict::default());
+        let tls =
+            tls::client(self.credentials, self.alpn, self.server, verdict.clone()).map_err(tls_error)?;
         let crypto = QuicClientConfig::try_from(tls)
             .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
         let mut config = ClientConfig::new(Arc::new(crypto));
@@ -241,13 +249,16 @@ impl Dial<'_> {
         let connection = tokio::time::timeout(self.timeout, connecting)
             .await
             .map_err(|_| LinkError::Timeout { address })?
-            .map_err(|error| ended(address, error, self.alpn))?;
+            .map_err(|error| match verdict.refusal() {
+                Some(source) => LinkError::Certificate { address, source },
+                None => ended(address, error, self.alpn),
+            })?;
         let chain = chain_of(&connection);
         let certified = chain
             .split_first()
-            .ok_or(crate::trust::CertificateError::Malformed)
+            .ok_or(CertificateError::Malformed)
             .and_then(|(leaf, rest)| self.server.check(leaf, rest))
-            .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
+            .map_err(|source| LinkError::Certificate { address, source })?;
         Ok((connection, certified))
     }
 }

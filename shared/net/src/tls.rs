@@ -40,7 +40,7 @@ pub(crate) enum Admit {
     Certified { authority: PublicKey, role: Role, allowed: Option<AllowList> },
 }
 
-/// What one handshake came to; the verifiers write it, the acceptor reads it for its log line.
+/// What one handshake came to; the verifiers write it, both ends read it for their log lines.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     offered: Mutex<Vec<String>>,
@@ -59,7 +59,7 @@ impl Verdict {
 
     fn refuse(&self, error: CertificateError) -> Error {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-        refused(error)
+        Error::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(error))))
     }
 }
 
@@ -88,11 +88,12 @@ pub(crate) fn client(
     credentials: &Credentials,
     alpn: &'static [u8],
     server: WantedServer,
+    verdict: Arc<Verdict>,
 ) -> Result<ClientConfig, Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Servers { wanted: server }))
+        .with_custom_certificate_verifier(Arc::new(Servers { wanted: server, verdict }))
         .with_client_auth_cert(credentials.chain().to_vec(), credentials.identity().private_der())?;
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
@@ -233,6 +234,7 @@ impl ClientCertVerifier for Clients {
 #[derive(Debug)]
 struct Servers {
     wanted: WantedServer,
+    verdict: Arc<Verdict>,
 }
 
 impl ServerCertVerifier for Servers {
@@ -244,7 +246,7 @@ impl ServerCertVerifier for Servers {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.wanted.check(end_entity, intermediates).map_err(refused)?;
+        self.wanted.check(end_entity, intermediates).map_err(|error| self.verdict.refuse(error))?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -269,10 +271,6 @@ impl ServerCertVerifier for Servers {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ED25519]
     }
-}
-
-fn refused(error: CertificateError) -> Error {
-    Error::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(error))))
 }
 
 fn only_tls13() -> Error {

@@ -281,3 +281,34 @@ fn write_error(connection: &Connection, node: NodeId, error: WriteError) -> Cont
         _ => ControlError::Ended { node },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Arrival, CoordinatorEndpoint, WorkerEndpoint};
+    use crate::{Authority, Identity, TokenStore};
+    use std::net::Ipv4Addr;
+
+    #[tokio::test]
+    async fn a_length_over_the_limit_is_an_error_before_anything_is_read_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::load_or_create(dir.path()).unwrap());
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let coordinator =
+            CoordinatorEndpoint::<u8, u8>::bind(any, authority.clone(), TokenStore::new(dir.path())).unwrap();
+        let identity = Identity::ephemeral().unwrap();
+        let worker = WorkerEndpoint::<u8, u8>::bind(any, &identity).unwrap();
+        worker.enter(&authority.admit(identity.public()).unwrap()).unwrap();
+        let addresses = [coordinator.local_address().unwrap()];
+        let (ours, theirs) = tokio::join!(coordinator.arrival(), worker.dial(&addresses));
+        let (Some(Arrival::Connected(mut ours)), Ok(mut theirs)) = (ours, theirs) else { panic!() };
+        theirs.sender.stream.write_all(&(CONTROL_MESSAGE_BYTES as u32 + 1).to_le_bytes()).await.unwrap();
+        let error = ours.recv().await.unwrap_err();
+        assert!(
+            matches!(error, ControlError::Decode { source: CodecError::TooLong(1_048_577), .. }),
+            "{error}"
+        );
+        assert!(ours.receiver.read.capacity() < 1024);
+        assert!(theirs.link.closed().await.to_string().contains("1048577"));
+    }
+}

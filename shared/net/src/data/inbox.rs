@@ -70,7 +70,7 @@ pub(super) struct Live {
 #[derive(Debug)]
 struct Ready {
     block: Block,
-    place: Place,
+    _place: Place,
 }
 
 /// A block's place among what is held of its stream; free again when dropped.
@@ -290,7 +290,7 @@ impl Inbox {
 
     pub(super) fn deliver(&self, key: BlockKey, block: Block, room: &Arc<Room>) -> Result<(), Violation> {
         let place = Place::new(room, block.bytes.len() as u64);
-        let ready = Ready { block, place };
+        let ready = Ready { block, _place: place };
         let mut state = self.state();
         if key.epoch < state.epoch || !state.peers.contains_key(&key.from) {
             return Ok(());
@@ -457,7 +457,7 @@ impl Inbox {
 impl State {
     fn take(&mut self, key: &BlockKey) -> Option<Block> {
         // Its place is freed at once, so that the stream is read on while the block is used.
-        let Ready { block, place: _ } = self.ready.remove(key)?;
+        let Ready { block, _place } = self.ready.remove(key)?;
         Some(block)
     }
 

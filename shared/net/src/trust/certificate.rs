@@ -88,6 +88,7 @@ pub(crate) fn verify(
     let parsed = parse(certificate)?;
     let key = key_in(&parsed)?;
     let signed = parsed.signature_algorithm.algorithm == OID_SIG_ED25519
+        && parsed.signature_value.unused_bits == 0
         && rustls::crypto::ring::default_provider()
             .signature_verification_algorithms
             .mapping

@@ -1,0 +1,364 @@
+//! The data plane between several nodes in one process, each with its own port and thread.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{ANY, Cluster};
+use shoal_core::frame::{Class, Header, Phase, WireType};
+use shoal_core::{Epoch, NodeId, StepId, Term};
+use shoal_net::data::{Block, BlockKey, DataPeer, DataPlane, SendError, WaitError, Wake};
+
+const LARGEST: u64 = 8 << 20;
+
+struct Node {
+    id: NodeId,
+    plane: Arc<DataPlane>,
+}
+
+impl Node {
+    fn peer(&self) -> DataPeer {
+        DataPeer { node: self.id, addresses: vec![self.plane.local_address()] }
+    }
+
+    fn start(cluster: &Cluster) -> Self {
+        let (identity, membership) = cluster.member();
+        let credentials = membership.credentials(&identity).unwrap();
+        Self { id: identity.node(), plane: Arc::new(DataPlane::start(ANY, &credentials).unwrap()) }
+    }
+}
+
+fn epoch(counter: u32) -> Epoch {
+    Epoch { term: Term(1), counter }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+/// Nodes of one plan, all connected, by rising id.
+fn plan(count: usize) -> Vec<Node> {
+    let cluster = Cluster::new();
+    let mut nodes: Vec<Node> = (0..count).map(|_| Node::start(&cluster)).collect();
+    nodes.sort_by_key(|node| node.id);
+    connect(&nodes, 1);
+    nodes
+}
+
+fn connect(nodes: &[Node], counter: u32) {
+    let peers: Vec<DataPeer> = nodes.iter().map(Node::peer).collect();
+    for node in nodes {
+        node.plane.set_peers(epoch(counter), &peers, LARGEST).unwrap();
+    }
+    for node in nodes {
+        node.plane.wait_connected(soon()).unwrap();
+    }
+}
+
+fn header(counter: u32, step: u64, rows: u32) -> Header {
+    Header {
+        epoch: epoch(counter),
+        step: StepId(step),
+        stage: 0,
+        rank: 0,
+        layer: 0,
+        phase: Phase::Hop,
+        dtype: WireType::F32,
+        first_row: 0,
+        rows,
+        first_col: 0,
+        cols: 0,
+        len: 0,
+        block_rows: rows,
+    }
+}
+
+fn pattern(bytes: usize, seed: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at.wrapping_mul(31).wrapping_add(seed) % 253) as u8).collect()
+}
+
+fn wait(node: &Node, header: &Header, from: &Node) -> Result<Block, WaitError> {
+    node.plane.wait(&BlockKey::of(header, from.id), soon())
+}
+
+#[test]
+fn blocks_of_all_sizes_pass_in_both_directions_and_classes() {
+    let nodes = plan(2);
+    let mut step = 0;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&nodes[from], &nodes[to]);
+        for class in [Class::Decode, Class::Prefill] {
+            for (rows, row_bytes) in [
+                (1, 1),
+                (1, 4096),
+                (3, 5000),
+                (512, 2056),
+                (1, 65_536),
+                (2, 65_537),
+                (1, 200_000),
+                (512, 16_384),
+            ] {
+                step += 1;
+                let payload = pattern(rows as usize * row_bytes, step as usize);
+                let header = header(1, step, rows);
+                from.plane.send(to.id, class, &header, &payload).unwrap();
+                let block = wait(to, &header, from).unwrap();
+                assert_eq!(block.bytes(), payload, "{rows} rows of {row_bytes}");
+                assert_eq!((block.header().rows, block.header().len as usize), (rows, payload.len()));
+            }
+        }
+    }
+    let (sent, received) = (nodes[0].plane.bytes(), nodes[1].plane.bytes().received);
+    assert!(sent.hop > LARGEST && sent.sum == 0 && sent.head == 0, "{sent:?}");
+    assert_eq!(sent.hop, received);
+}
+
+#[test]
+fn many_threads_exchange_partial_sums_all_to_all() {
+    let nodes = plan(4);
+    std::thread::scope(|scope| {
+        for own in 0..nodes.len() {
+            let nodes = &nodes;
+            scope.spawn(move || {
+                for step in 1..200 {
+                    let head = Header { phase: Phase::AttnPartial, rank: own as u16, ..header(1, step, 2) };
+                    for other in (0..nodes.len()).filter(|other| *other != own) {
+                        let payload = pattern(1024, own * 1000 + step as usize);
+                        nodes[own].plane.send(nodes[other].id, Class::Decode, &head, &payload).unwrap();
+                    }
+                    for other in (0..nodes.len()).filter(|other| *other != own) {
+                        let head = Header { rank: other as u16, ..head };
+                        let block = wait(&nodes[own], &head, &nodes[other]).unwrap();
+                        assert_eq!(block.header().rank, other as u16);
+                        assert_eq!(block.bytes(), pattern(1024, other * 1000 + step as usize));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(nodes[0].plane.bytes().sum, 3 * 199 * (1024 + 64));
+}
+
+#[test]
+fn rows_may_be_sent_as_they_are_computed() {
+    let nodes = plan(2);
+    let payload = pattern(10 * 300, 1);
+    for (first_row, rows) in [(0, 4), (4, 1), (5, 5)] {
+        let head = Header { first_row, rows, block_rows: 10, ..header(1, 1, 10) };
+        let part = &payload[first_row as usize * 300..(first_row + rows) as usize * 300];
+        let key = BlockKey::of(&head, nodes[0].id);
+        assert!(nodes[1].plane.try_take(&key).is_none());
+        nodes[0].plane.send(nodes[1].id, Class::Decode, &head, part).unwrap();
+    }
+    assert_eq!(wait(&nodes[1], &header(1, 1, 10), &nodes[0]).unwrap().bytes(), payload);
+}
+
+#[test]
+fn a_decode_block_overtakes_a_prefill() {
+    let nodes = plan(2);
+    let (prefill, decode) = (header(1, 1, 512), header(1, 2, 1));
+    let large = pattern(LARGEST as usize, 1);
+    nodes[0].plane.send(nodes[1].id, Class::Prefill, &prefill, &large).unwrap();
+    nodes[0].plane.send(nodes[1].id, Class::Decode, &decode, &[1; 64]).unwrap();
+    let keys = [BlockKey::of(&prefill, nodes[0].id), BlockKey::of(&decode, nodes[0].id)];
+    let Ok(Wake::Block(1, _)) = nodes[1].plane.wait_any(&keys, Some(soon())) else {
+        panic!("prefill was first")
+    };
+    assert_eq!(wait(&nodes[1], &prefill, &nodes[0]).unwrap().bytes(), large);
+}
+
+#[test]
+fn older_epochs_are_dropped_and_newer_ones_held() {
+    let nodes = plan(2);
+    let (a, b) = (&nodes[0], &nodes[1]);
+    let peers: Vec<DataPeer> = nodes.iter().map(Node::peer).collect();
+    a.plane.send(b.id, Class::Decode, &header(1, 7, 1), &[1; 10]).unwrap();
+    wait(b, &header(1, 7, 1), a).unwrap();
+    // A is ahead: its first steps of epoch 2 wait at B until B follows.
+    a.plane.set_peers(epoch(2), &peers, LARGEST).unwrap();
+    for step in 1..=2 {
+        a.plane.send(b.id, Class::Decode, &header(2, step, 1), &[step as u8; 10]).unwrap();
+    }
+    // B still sends for epoch 1, which A drops.
+    b.plane.send(a.id, Class::Decode, &header(1, 8, 1), &[1; 10]).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    b.plane.set_peers(epoch(2), &peers, LARGEST).unwrap();
+    for step in 1..=2 {
+        assert_eq!(wait(b, &header(2, step, 1), a).unwrap().bytes(), [step as u8; 10]);
+    }
+    b.plane.send(a.id, Class::Decode, &header(2, 1, 1), &[9; 10]).unwrap();
+    assert_eq!(wait(a, &header(2, 1, 1), b).unwrap().bytes(), [9; 10]);
+    assert!(a.plane.try_take(&BlockKey::of(&header(1, 8, 1), b.id)).is_none());
+    assert_eq!(wait(a, &header(1, 8, 1), b).unwrap_err(), WaitError::Ended { epoch: epoch(1) });
+    let late = a.plane.send(b.id, Class::Decode, &header(1, 9, 1), &[1; 10]);
+    assert_eq!(late, Err(SendError::Epoch { epoch: epoch(1) }));
+    assert!(a.plane.set_peers(epoch(2), &peers, LARGEST).is_err(), "an epoch comes once");
+}
+
+#[test]
+fn a_third_step_of_a_newer_epoch_closes_the_connection() {
+    let nodes = plan(2);
+    let (a, b) = (&nodes[0], &nodes[1]);
+    let peers: Vec<DataPeer> = nodes.iter().map(Node::peer).collect();
+    a.plane.set_peers(epoch(2), &peers, LARGEST).unwrap();
+    for step in 1..=3 {
+        a.plane.send(b.id, Class::Decode, &header(2, step, 1), &[1; 10]).unwrap();
+    }
+    let error = wait(b, &header(1, 1, 1), a).unwrap_err();
+    let WaitError::PeerLost { node, reason } = error else { panic!("{error}") };
+    assert!(node == a.id && reason.contains("not in force"), "{reason}");
+    let error = wait(a, &header(2, 1, 1), b).unwrap_err();
+    let WaitError::PeerLost { reason, .. } = error else { panic!("{error}") };
+    assert!(reason.contains("protocol error"), "{reason}");
+}
+
+#[test]
+fn a_block_over_the_receivers_plan_closes_the_connection() {
+    let cluster = Cluster::new();
+    let nodes = [Node::start(&cluster), Node::start(&cluster)];
+    let peers: Vec<DataPeer> = nodes.iter().map(Node::peer).collect();
+    nodes[0].plane.set_peers(epoch(1), &peers, LARGEST).unwrap();
+    nodes[1].plane.set_peers(epoch(1), &peers, 1000).unwrap();
+    nodes[0].plane.wait_connected(soon()).unwrap();
+    nodes[1].plane.wait_connected(soon()).unwrap();
+    nodes[0].plane.send(nodes[1].id, Class::Decode, &header(1, 1, 1), &[0; 1001]).unwrap();
+    let error = wait(&nodes[1], &header(1, 1, 1), &nodes[0]).unwrap_err().to_string();
+    assert!(error.contains("1001 bytes") && error.contains(&nodes[0].id.to_string()), "{error}");
+    let error = nodes[1].plane.send(nodes[0].id, Class::Decode, &header(1, 1, 1), &[0; 1001]);
+    assert!(matches!(error, Err(SendError::PeerLost { .. })), "{error:?}");
+}
+
+#[test]
+fn the_same_block_twice_closes_the_connection() {
+    let nodes = plan(2);
+    for _ in 0..2 {
+        nodes[0].plane.send(nodes[1].id, Class::Decode, &header(1, 1, 1), &[0; 10]).unwrap();
+    }
+    let error = wait(&nodes[1], &header(1, 2, 1), &nodes[0]).unwrap_err().to_string();
+    assert!(error.contains("twice"), "{error}");
+}
+
+#[test]
+fn losing_a_peer_wakes_all_who_wait_and_a_new_epoch_goes_on_without_it() {
+    let mut nodes = plan(3);
+    let dead = nodes.remove(1);
+    let waiters: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let (plane, key) = (node.plane.clone(), BlockKey::of(&header(1, 1, 1), dead.id));
+            std::thread::spawn(move || {
+                (plane.wait(&key, Instant::now() + Duration::from_secs(20)), Instant::now())
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(100));
+    let (start, gone) = (Instant::now(), dead.id);
+    drop(dead);
+    for waiter in waiters {
+        let (result, woken) = waiter.join().unwrap();
+        let Err(WaitError::PeerLost { node, .. }) = result else { panic!("{result:?}") };
+        assert!(node == gone && woken.duration_since(start) < Duration::from_secs(2));
+    }
+    assert_eq!(nodes[0].plane.lost().unwrap().0, gone);
+    let error = nodes[0].plane.send(gone, Class::Decode, &header(1, 1, 1), &[0]).unwrap_err();
+    assert!(matches!(error, SendError::PeerLost { .. }), "{error}");
+    connect(&nodes, 2);
+    assert!(nodes[0].plane.lost().is_none());
+    nodes[0].plane.send(nodes[1].id, Class::Decode, &header(2, 1, 1), &[5]).unwrap();
+    assert_eq!(wait(&nodes[1], &header(2, 1, 1), &nodes[0]).unwrap().bytes(), [5]);
+}
+
+#[test]
+fn nodes_outside_the_plan_are_not_let_in_and_the_missing_are_named() {
+    let cluster = Cluster::new();
+    let other = Cluster::new();
+    let mut nodes: Vec<Node> = (0..2).map(|_| Node::start(&cluster)).collect();
+    nodes.sort_by_key(|node| node.id);
+    let peers: Vec<DataPeer> = nodes.iter().map(Node::peer).collect();
+    // The higher one has no plan with the lower one in it, which therefore is refused.
+    nodes[0].plane.set_peers(epoch(1), &peers, LARGEST).unwrap();
+    let error = nodes[0].plane.wait_connected(Instant::now() + Duration::from_millis(600)).unwrap_err();
+    let WaitError::NotConnected { nodes: missing } = &error else { panic!("{error}") };
+    assert!(missing[0].0 == nodes[1].id && missing[0].1.contains("does not accept"), "{error}");
+    let error = nodes[0].plane.send(nodes[1].id, Class::Decode, &header(1, 1, 1), &[0]).unwrap_err();
+    assert!(matches!(error, SendError::NotConnected { .. }), "{error}");
+    // It gets its plan later: the connection is made without anybody asking again.
+    nodes[1].plane.set_peers(epoch(1), &peers, LARGEST).unwrap();
+    nodes[0].plane.wait_connected(soon()).unwrap();
+    nodes[1].plane.wait_connected(soon()).unwrap();
+
+    // A member of another cluster under the address of a peer, and a peer that is not there.
+    let stranger = Node::start(&other);
+    let wrong = DataPeer { node: NodeId([0xff; 16]), addresses: vec![stranger.plane.local_address()] };
+    nodes[0].plane.set_peers(epoch(2), &[wrong], LARGEST).unwrap();
+    let error = nodes[0].plane.wait_connected(Instant::now() + Duration::from_millis(300)).unwrap_err();
+    assert!(error.to_string().contains("not signed by this cluster's authority"), "{error}");
+    let nobody: SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let absent = DataPeer { node: NodeId([0xff; 16]), addresses: vec![nobody] };
+    nodes[0].plane.set_peers(epoch(3), &[absent], LARGEST).unwrap();
+    let error = nodes[0].plane.wait_connected(Instant::now() + Duration::from_millis(1500)).unwrap_err();
+    assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
+}
+
+#[test]
+fn a_thread_can_wait_for_data_or_for_a_word() {
+    let nodes = plan(2);
+    let notifier = nodes[0].plane.notifier();
+    notifier.notify();
+    assert!(matches!(nodes[0].plane.wait_any(&[], None), Ok(Wake::Notified)));
+    let timeout = nodes[0].plane.wait_any(&[], Some(Instant::now() + Duration::from_millis(20)));
+    assert!(matches!(timeout, Err(WaitError::Deadline)));
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        notifier.notify();
+    });
+    let key = BlockKey::of(&header(1, 1, 1), nodes[1].id);
+    assert!(matches!(nodes[0].plane.wait_any(&[key], Some(soon())), Ok(Wake::Notified)));
+    thread.join().unwrap();
+    // The end of the epoch ends a wait that nothing else would.
+    let plane = nodes[0].plane.clone();
+    let waiting = std::thread::spawn(move || plane.wait(&key, soon()));
+    std::thread::sleep(Duration::from_millis(50));
+    nodes[0].plane.end(epoch(1));
+    assert_eq!(waiting.join().unwrap().unwrap_err(), WaitError::Ended { epoch: epoch(1) });
+    let error = wait(&nodes[1], &header(1, 1, 1), &nodes[0]).unwrap_err();
+    assert!(matches!(error, WaitError::PeerLost { .. }), "{error}");
+}
+
+#[test]
+fn what_is_not_taken_holds_the_sender_back_and_not_the_memory() {
+    let nodes = plan(2);
+    let block = pattern(LARGEST as usize, 3);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            for step in 1..=12 {
+                nodes[0].plane.send(nodes[1].id, Class::Prefill, &header(1, step, 512), &block).unwrap();
+            }
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(!sender.is_finished(), "the sender should wait for room");
+        let received = nodes[1].plane.bytes().received;
+        assert!(received <= 4 * LARGEST, "{received}");
+        for step in 1..=12 {
+            assert_eq!(wait(&nodes[1], &header(1, step, 512), &nodes[0]).unwrap().bytes(), block);
+        }
+    });
+}
+
+#[test]
+fn a_link_is_measured_without_a_plan() {
+    let cluster = Cluster::new();
+    let nodes = [Node::start(&cluster), Node::start(&cluster)];
+    let report = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
+    report.profile.check().unwrap();
+    assert_eq!((report.profile.from, report.profile.to), (nodes[0].id, nodes[1].id));
+    let sizes: Vec<u32> = report.round_trips.iter().map(|trip| trip.bytes).collect();
+    assert_eq!(sizes, [64, 4096, 65_536]);
+    assert!(report.profile.bandwidth.median.0 > 1e6, "{report:?}");
+    assert!(report.profile.latency.median.0 < 0.1, "{report:?}");
+    // Not by a node of another cluster.
+    let stranger = Node::start(&Cluster::new());
+    assert!(stranger.plane.probe(&nodes[1].peer()).is_err());
+}
