@@ -89,7 +89,9 @@ fn budgets_under_the_model_are_kept() {
                 Ok(choice) => sound(&choice),
                 Err(no) => {
                     assert_eq!(strategy, How::Single, "{no}");
-                    assert!(no.strategies[0].1.missing.len() == n && no.to_string().contains("missing on board-"));
+                    assert!(
+                        no.strategies[0].1.missing.len() == n && no.to_string().contains("missing on board-")
+                    );
                 }
             }
         }
@@ -113,7 +115,10 @@ fn nothing_fits_says_what_is_missing_where() {
     let no = choose(&spec, &cluster, &workload(1), &Options::default()).unwrap_err();
     assert_eq!(no.strategies.len(), 5);
     for (strategy, why) in &no.strategies {
-        assert!(!why.missing.is_empty() && why.missing.iter().all(|m| m.bytes.0 > 0), "{strategy:?}: {why:?}");
+        assert!(
+            !why.missing.is_empty() && why.missing.iter().all(|m| m.bytes.0 > 0),
+            "{strategy:?}: {why:?}"
+        );
     }
     assert!(no.to_string().contains("GB missing on board-0"), "{no}");
     let empty = Cluster { devices: Vec::new(), links: Links::new(Link::GIGABIT) };
@@ -198,17 +203,23 @@ fn fixed_shares_make_the_plan_they_say() {
     let prediction = predict(&plan, &spec, &cluster, &workload(2)).unwrap();
     assert!(prediction.bytes_per_token.hops > 0.0 && prediction.bytes_per_token.all_reduce > 0.0);
     arrangement.stages[0].ranks[0].q_heads = 6;
-    assert!(matches!(plan_from_shares(&spec, &arrangement), Err(PlanError::Short { .. } | PlanError::Gap { .. })));
+    assert!(matches!(
+        plan_from_shares(&spec, &arrangement),
+        Err(PlanError::Short { .. } | PlanError::Gap { .. })
+    ));
 }
 
 fn any_case() -> impl Strategy<Value = (ModelSpec, Cluster, u32, Option<How>)> {
     let devices = proptest::collection::vec((0.5_f64..10.0, 1_u64..40), 1..7);
     let strategy = prop_oneof![Just(None), (0_usize..5).prop_map(|at| Some(How::ALL[at]))];
-    (1_u32..12, devices, prop_oneof![Just(1_u32), 2_u32..20], strategy).prop_map(|(layers, devices, streams, how)| {
-        let spec = llama(layers, 256, (8, 4), 672, 3000, QuantType::Q8_0);
-        let devices = devices.into_iter().enumerate().map(|(i, (speed, mib))| device(i, speed, Bytes::mib(mib)));
-        (spec, Cluster { devices: devices.collect(), links: Links::new(Link::LOOPBACK) }, streams, how)
-    })
+    (1_u32..12, devices, prop_oneof![Just(1_u32), 2_u32..20], strategy).prop_map(
+        |(layers, devices, streams, how)| {
+            let spec = llama(layers, 256, (8, 4), 672, 3000, QuantType::Q8_0);
+            let devices =
+                devices.into_iter().enumerate().map(|(i, (speed, mib))| device(i, speed, Bytes::mib(mib)));
+            (spec, Cluster { devices: devices.collect(), links: Links::new(Link::LOOPBACK) }, streams, how)
+        },
+    )
 }
 
 proptest! {

@@ -232,9 +232,13 @@ fn defaults_never_ask_twice() {
 fn a_forbidden_token_is_never_drawn_and_all_forbidden_is_an_error() {
     let plan = common::head_plan(700, 2, 1);
     let forbid = |n: u32| (0..n).map(|token| (token, f32::NEG_INFINITY)).collect::<Vec<_>>();
-    for (top_k, top_p, min_p, temperature) in
-        [(0, 1.0, 0.0, 1.0), (40, 0.95, 0.05, 0.8), (0, 0.9, 0.0, 1.0), (0, 1.0, 0.1, 1.0), (0, 1.0, 0.0, 0.0)]
-    {
+    for (top_k, top_p, min_p, temperature) in [
+        (0, 1.0, 0.0, 1.0),
+        (40, 0.95, 0.05, 0.8),
+        (0, 0.9, 0.0, 1.0),
+        (0, 1.0, 0.1, 1.0),
+        (0, 1.0, 0.0, 0.0),
+    ] {
         for forbidden in [699, 700] {
             let params = SamplingParams {
                 top_k,
@@ -321,8 +325,15 @@ fn parameters_out_of_range_are_named() {
     ];
     let texts: Vec<String> = bad.iter().map(|p| p.check(10).unwrap_err().to_string()).collect();
     for (text, name) in texts.iter().zip([
-        "temperature", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "frequency_penalty", "logit_bias",
-        "logit_bias", "logit_bias",
+        "temperature",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "repeat_last_n",
+        "frequency_penalty",
+        "logit_bias",
+        "logit_bias",
+        "logit_bias",
     ]) {
         assert!(text.contains(name), "{text}");
     }

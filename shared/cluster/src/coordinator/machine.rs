@@ -30,13 +30,29 @@ pub struct Machine {
 #[derive(Debug)]
 pub(super) enum Work {
     Idle,
-    Gathering { job: Box<Job>, until: Duration },
-    Profiling { team: Team, waiting: BTreeSet<NodeId>, until: Duration },
+    Gathering {
+        job: Box<Job>,
+        until: Duration,
+    },
+    Profiling {
+        team: Team,
+        waiting: BTreeSet<NodeId>,
+        until: Duration,
+    },
     /// One node at a time, so that measurements do not disturb each other.
-    Linking { team: Team, current: NodeId, waiting: VecDeque<NodeId>, until: Duration },
+    Linking {
+        team: Team,
+        current: NodeId,
+        waiting: VecDeque<NodeId>,
+        until: Duration,
+    },
     Loading(Box<Serving>, BTreeMap<NodeId, super::phases::Loading>),
     Serving(Box<Serving>),
-    Unloading { epoch: Epoch, waiting: BTreeSet<NodeId>, until: Duration },
+    Unloading {
+        epoch: Epoch,
+        waiting: BTreeSet<NodeId>,
+        until: Duration,
+    },
 }
 
 /// A job with the workers that may take part.

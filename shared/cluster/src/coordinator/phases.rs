@@ -10,9 +10,7 @@ use shoal_core::{Epoch, NodeId, Plan};
 
 use super::machine::{Machine, Team, Work};
 use super::serving::Serving;
-use super::{
-    Action, Failed, Job, LINKS_DEADLINE, LOAD_STALL, PROFILE_DEADLINE, Planning, UNLOAD_DEADLINE,
-};
+use super::{Action, Failed, Job, LINKS_DEADLINE, LOAD_STALL, PROFILE_DEADLINE, Planning, UNLOAD_DEADLINE};
 use crate::cost::{Cluster, Device, Prediction, predict};
 use crate::planner::{Choice, Options, choose};
 
@@ -274,7 +272,14 @@ impl Machine {
         nodes.filter_map(peer).collect()
     }
 
-    pub(super) fn progress(&mut self, now: Duration, node: NodeId, done: Bytes, total: Bytes, fetched: Bytes) {
+    pub(super) fn progress(
+        &mut self,
+        now: Duration,
+        node: NodeId,
+        done: Bytes,
+        total: Bytes,
+        fetched: Bytes,
+    ) {
         let Work::Loading(_, waiting) = &mut self.work else { return };
         let Some(loading) = waiting.get_mut(&node) else { return };
         if done > loading.done || fetched > loading.fetched {

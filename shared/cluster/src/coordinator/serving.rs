@@ -8,9 +8,7 @@ use shoal_core::message::{Order, StepOrder};
 use shoal_core::{NodeId, Plan, SeqId, StepId};
 
 use super::machine::{Machine, Work};
-use super::{
-    Action, Failed, Request, STEP_DEADLINE, STEP_DEADLINE_FACTOR, WARM_UP_DEADLINE, WARM_UP_SEQ,
-};
+use super::{Action, Failed, Request, STEP_DEADLINE, STEP_DEADLINE_FACTOR, WARM_UP_DEADLINE, WARM_UP_SEQ};
 use crate::cost::Prediction;
 use crate::sampling::{MergeError, Outcome, Queried, Sampler, SamplingParams};
 use crate::scheduler::{FinishReason, NewSequence, Scheduler};
@@ -157,8 +155,7 @@ impl Serving {
 impl Machine {
     pub(super) fn warm_up(&mut self, now: Duration) {
         let Work::Serving(serving) = &mut self.work else { return };
-        let sequence =
-            NewSequence { seq: WARM_UP_SEQ, tokens: vec![0], max_new: 1, stop_tokens: Vec::new() };
+        let sequence = NewSequence { seq: WARM_UP_SEQ, tokens: vec![0], max_new: 1, stop_tokens: Vec::new() };
         if serving.scheduler.submit(sequence).is_ok() {
             serving.samplers.insert(WARM_UP_SEQ, Sampler::new(SamplingParams::greedy()));
             self.pump(now);
@@ -392,7 +389,9 @@ impl Machine {
             return;
         }
         let Work::Serving(serving) = &self.work else { return };
-        let Some((id, step)) = serving.steps.iter().find(|(_, step)| !step.waiting.is_empty()) else { return };
+        let Some((id, step)) = serving.steps.iter().find(|(_, step)| !step.waiting.is_empty()) else {
+            return;
+        };
         // Later stages wait for the earliest that has not answered.
         let stages = serving.plan.stages.iter().map(|stage| &stage.ranks);
         let silent = stages

@@ -239,7 +239,8 @@ impl Pricing<'_> {
             let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
             2.0 * f64::from(stage.layers.len()) * all_reduce(plan.all_reduce, &nodes, self.links, sum).1
         };
-        let moved = plan.head.iter().enumerate().filter(|(at, head)| plan.head_source(*at) != head.node).count();
+        let moved =
+            plan.head.iter().enumerate().filter(|(at, head)| plan.head_source(*at) != head.node).count();
         let answers = plan.head.len() as f64 * (CANDIDATES * CANDIDATE_BYTES + ORDER_BYTES);
         Traffic {
             hops: hops as f64 * hop,
@@ -252,7 +253,8 @@ impl Pricing<'_> {
     fn nodes(&self, plan: &Plan, spec: &ModelSpec, cluster: &Cluster, context: f64) -> Vec<NodePrediction> {
         let one = |&node: &NodeId| {
             let rates = &self.rates[&node];
-            let mut compute = plan.head_share(node).map_or(0.0, |(_, rows)| self.model.head(rates, rows, 1.0));
+            let mut compute =
+                plan.head_share(node).map_or(0.0, |(_, rows)| self.model.head(rates, rows, 1.0));
             if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
                 for layer in plan.stages[place.stage].layers.iter() {
                     let class = &self.model.classes[self.model.class_of[layer as usize]];

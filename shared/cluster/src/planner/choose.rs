@@ -42,7 +42,10 @@ pub fn choose(
     left_out.extend(idle(&search, &chosen, options.strategy.is_some()));
     left_out.sort_by_key(|left| left.node);
     let limits = LIMITS.to_owned();
-    let used = Cluster { devices: search.devices.iter().map(|&d| d.clone()).collect(), links: cluster.links.clone() };
+    let used = Cluster {
+        devices: search.devices.iter().map(|&d| d.clone()).collect(),
+        links: cluster.links.clone(),
+    };
     let lower_bound_ms = lower_bound_ms(spec, &used, workload);
     Ok(Choice { outcomes, chosen, reason, left_out, limits, lower_bound_ms })
 }

@@ -83,7 +83,9 @@ fn even(sorted: &[usize], n: usize) -> Vec<Vec<Vec<usize>>> {
                 })
                 .collect(),
         );
-        out.push((0..count).map(|group| sorted.iter().copied().skip(group).step_by(count).collect()).collect());
+        out.push(
+            (0..count).map(|group| sorted.iter().copied().skip(group).step_by(count).collect()).collect(),
+        );
         count *= 2;
     }
     out

@@ -195,8 +195,7 @@ impl Sampler {
             return self.choose_tile(pending);
         }
         let complete = pending.ranks.iter().all(|rank| rank.complete);
-        let mut sorted: Vec<Candidate> =
-            pending.ranks.iter().flat_map(|rank| &rank.best).copied().collect();
+        let mut sorted: Vec<Candidate> = pending.ranks.iter().flat_map(|rank| &rank.best).copied().collect();
         sorted.sort_by(falling);
         if !complete {
             // Behind the last candidate of a rank that holds back others, the order is not known.

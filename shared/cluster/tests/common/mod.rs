@@ -4,14 +4,21 @@
 use shoal_cluster::cost::{Cluster, Device, Link, Links, Workload};
 use shoal_cluster::planner::{Arrangement, RankShare, StageShares, plan_from_shares};
 use shoal_cluster::sampling::uniform;
-use shoal_core::model::{Arch, LayerRole, ModelSpec, RopeScaling, RopeSpec, Role, TensorSpec};
+use shoal_core::model::{Arch, LayerRole, ModelSpec, Role, RopeScaling, RopeSpec, TensorSpec};
 use shoal_core::plan::{AllReduce, KvBudget, Plan, Strategy, Wire};
 use shoal_core::profile::{DeviceProfile, KindRate, Measured};
 use shoal_core::units::{MacsPerSec, Seconds};
 use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, Term};
 
 /// A llama of this shape whose matrices are `kind`; the head is tied when `tied`.
-pub fn llama(n_layers: u32, d_model: u32, heads: (u32, u32), ffn: u32, vocab: u32, kind: QuantType) -> ModelSpec {
+pub fn llama(
+    n_layers: u32,
+    d_model: u32,
+    heads: (u32, u32),
+    ffn: u32,
+    vocab: u32,
+    kind: QuantType,
+) -> ModelSpec {
     let mut spec = ModelSpec {
         name: "test".to_owned(),
         arch: Arch::Llama,
@@ -72,7 +79,10 @@ pub fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
     });
     let arrangement = Arrangement {
         strategy: Strategy::Single,
-        stages: vec![StageShares { layers: 1, ranks: vec![RankShare { node: node(0), q_heads: 2, ffn_blocks: 2 }] }],
+        stages: vec![StageShares {
+            layers: 1,
+            ranks: vec![RankShare { node: node(0), q_heads: 2, ffn_blocks: 2 }],
+        }],
         head: head.filter(|head| head.1 > 0).collect(),
         chunk_tokens: 32,
         wire: Wire::default(),
