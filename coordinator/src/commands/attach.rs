@@ -10,7 +10,7 @@ use shoal_core::units::Bytes;
 
 use super::options::{ClusterArgs, PlanOptions, ReachArgs, names_node};
 use crate::config::Config;
-use crate::driver::{Driver, DriverOptions, JobOptions, Serving, Update, load, plan};
+use crate::driver::{Driver, DriverOptions, JobOptions, Planned, Serving, Update, load, plan, profiles};
 use crate::exit::{Failure, Outcome};
 use crate::local::{LocalOptions, LocalWorkers, temporary_folder};
 use crate::model::Model;
@@ -185,9 +185,14 @@ pub(crate) fn job(
     config: &Config,
     model: &Model,
     driver: &Driver,
+    local: Option<&LocalWorkers>,
     prompt_len: usize,
 ) -> Outcome<JobOptions> {
     let names = driver.names();
+    let profiles = match local {
+        Some(_) => profiles::load(&config.data_dir, &model.spec, driver.connected()),
+        None => BTreeMap::new(),
+    };
     let mut exclude = Vec::new();
     for text in &plan.exclude {
         exclude.push(find(text, &names)?);
@@ -199,8 +204,9 @@ pub(crate) fn job(
         exclude,
         context: plan.context,
         prompt_len: prompt_len as u32,
-        profiles: BTreeMap::new(),
-        measure_links: names.len() > 1,
+        profiles,
+        // Between processes of one machine the default is as good, and a run starts sooner.
+        measure_links: local.is_none() && names.len() > 1,
     })
 }
 
@@ -225,6 +231,19 @@ fn find(text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
         (Some((node, _)), None) => Ok(*node),
         (None, _) => Err(Failure::Usage(format!("--exclude {text} names no worker that is here"))),
         (Some(_), Some(_)) => Err(Failure::Usage(format!("--exclude {text} names several workers"))),
+    }
+}
+
+/// Keeps what local workers measured, so that the next run on this machine starts sooner.
+pub(crate) fn keep_profiles(
+    config: &Config,
+    model: &Model,
+    driver: &Driver,
+    planned: &Planned,
+    attached: bool,
+) {
+    if attached {
+        profiles::store(&config.data_dir, &model.spec, driver.connected(), &planned.profiles);
     }
 }
 

@@ -122,7 +122,7 @@ async fn measure(
     devices: &mut [DeviceView],
     show: &mut Show,
 ) -> Outcome {
-    let options = job(&args.plan, config, model, driver, 1)?;
+    let options = job(&args.plan, config, model, driver, None, 1)?;
     if args.load.is_none() {
         match crate::driver::plan(driver, model, &options, show).await? {
             Ok(planned) => put_profiles(devices, planned.profiles),

@@ -9,7 +9,7 @@ use shoal_cluster::planner::{Choice, LeftOut, NoPlan, Outcome as Priced};
 use shoal_core::NodeId;
 use shoal_core::plan::{PlanView, Strategy};
 
-use super::attach::{Attached, attach, job, open};
+use super::attach::{Attached, attach, job, keep_profiles, open};
 use super::options::{ClusterArgs, ModelArg, PlanOptions};
 use crate::cli::HomeArgs;
 use crate::config::Config;
@@ -96,12 +96,13 @@ pub(crate) fn run(args: &PlanArgs, config: &Config, verbose: u8) -> Outcome {
         let reserve = args.plan.reserve(&config);
         let Attached { local, mut driver } =
             attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, TYPICAL_PROMPT)?;
+        let options = job(&args.plan, &config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
         let cluster = cluster(&driver);
         let name = &model.spec.name;
         let result = plan(&mut driver, &model, &options, &show).await?;
         let outcome = match &result {
-            Ok(Planned { choice: Some(choice), names, .. }) => {
+            Ok(planned @ Planned { choice: Some(choice), names, .. }) => {
+                keep_profiles(config, &model, &driver, planned, local.is_some());
                 if args.json {
                     out::json(&PlanReport::chosen(name, cluster, choice))
                 } else {

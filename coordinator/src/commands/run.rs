@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::attach::{Attached, attach, check_context, job, open, ready};
+use super::attach::{Attached, attach, check_context, job, keep_profiles, open, ready};
 use super::options::{ClusterArgs, ModelArg, PlanOptions, SamplingArgs};
 use crate::cli::HomeArgs;
 use crate::config::Config;
@@ -68,8 +68,9 @@ pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
         let reserve = args.plan.reserve(&config);
         let Attached { local, mut driver } =
             attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, tokens.len())?;
+        let options = job(&args.plan, &config, &model, &driver, local.as_ref(), tokens.len())?;
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
+        keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let plan = &serving.planned.plan;
         let wanted = Wanted {
             prompt: tokens,

@@ -9,6 +9,7 @@ mod book;
 mod chunks;
 mod job;
 mod peers;
+pub(crate) mod profiles;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
