@@ -395,7 +395,7 @@ mod tests {
             for index in 0..parts {
                 let range = split(items, grain, parts, index);
                 assert!(range.start == end && range.end >= range.start);
-                assert!(range.end == items || range.end % grain == 0);
+                assert!(range.end == items || range.end.is_multiple_of(grain));
                 end = range.end;
             }
             assert_eq!(end, items);
