@@ -131,8 +131,6 @@ pub struct Settings {
     /// Addresses to dial without discovery, as given.
     pub coordinators: Vec<String>,
     pub listen: SocketAddr,
-    /// Whether `listen` is the default, so that IPv4 may take its place where there is no IPv6.
-    pub listen_anywhere: bool,
     pub name: String,
     /// Identity, membership, locks and small caches of this worker.
     pub data_dir: PathBuf,
@@ -196,7 +194,6 @@ impl WorkerArgs {
             join,
             coordinators: or_file(self.coordinator, file.coordinator),
             listen: listen.unwrap_or(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)),
-            listen_anywhere: listen.is_none(),
             name: self.name.or(file.name).unwrap_or_else(crate::machine::host_name),
             data_dir: data_dir.join("worker"),
             cache_dir,

@@ -284,6 +284,11 @@ impl CachedModel {
         self.verified().get(index as usize).copied().unwrap_or(false)
     }
 
+    /// Where [`CachedModel::data`] lies.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
     /// The file of chunks.
     pub fn data(&self) -> &File {
         &self.data

@@ -13,9 +13,8 @@ use super::chunks::ChunkList;
 use super::source::{CacheSource, LocalSource};
 use super::{Cancel, Needs, SharedSource, Store, StoreError};
 
-/// Chunks asked for at once: enough to fill a link of 100 Mbit/s with a millisecond between question
-/// and answer, and 8 MiB of memory at most.
-pub const FETCHES: usize = 8;
+/// Chunks asked for at once: as many streams as the coordinator allows.
+pub const FETCHES: usize = shoal_net::control::CHUNK_STREAMS as usize;
 
 /// Times a chunk is asked for before it is given up: the second try covers a fault in transit.
 const TRIES: usize = 2;
@@ -77,7 +76,7 @@ pub(super) async fn prepare(
     cancel: Cancel,
     meter: Arc<Meter>,
 ) -> Result<SharedSource, StoreError> {
-    let Needs { model, ranges } = needs;
+    let Needs { model, ranges, mapped } = needs;
     let local = {
         let (store, model, cancel) = (store.clone(), model.clone(), cancel.clone());
         blocking(move || store.local_copy(&model, &cancel)).await?
@@ -120,7 +119,7 @@ pub(super) async fn prepare(
         return Err(error);
     }
     let Job { model, list, cached, peer, cancel, meter } = job;
-    Ok(Arc::new(CacheSource::new(model, list, cached, peer, cancel, meter)))
+    Ok(Arc::new(CacheSource::new(model, list, cached, peer, cancel, meter, mapped)?))
 }
 
 async fn chunk_list(

@@ -33,6 +33,7 @@ mod source;
 mod tests;
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,7 +101,9 @@ impl Cancel {
 pub struct Needs {
     pub model: ModelRef,
     /// Byte ranges of the file, those to be kept first in front.
-    pub ranges: Vec<std::ops::Range<u64>>,
+    pub ranges: Vec<Range<u64>>,
+    /// The part of them that is read in place as long as the shard lives.
+    pub mapped: Option<Range<u64>>,
 }
 
 /// The worker's store: its folders and the cache's bound.

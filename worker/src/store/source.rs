@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use memmap2::Mmap;
 use shoal_core::message::ModelRef;
-use shoal_engine::model::{Mapping, WeightSource};
+use shoal_engine::model::{WeightSource, map_file};
 use tokio::runtime::Handle;
 
 use super::cache::CachedModel;
@@ -30,13 +32,15 @@ const CANCEL_POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct LocalSource {
     file: File,
+    map: Arc<Mmap>,
     cancel: Cancel,
 }
 
 impl LocalSource {
     pub(super) fn open(path: &Path, cancel: Cancel) -> Result<Self, StoreError> {
         let file = File::open(path).map_err(StoreError::io("open", path))?;
-        Ok(Self { file, cancel })
+        let map = map_file(&file).map_err(StoreError::io("map", path))?;
+        Ok(Self { file, map, cancel })
     }
 }
 
@@ -45,8 +49,8 @@ impl WeightSource for LocalSource {
         read(&self.file, offset, out, &self.cancel)
     }
 
-    fn map(&self, offset: u64, len: u64) -> io::Result<Option<Mapping>> {
-        Mapping::of_file(&self.file, offset, len).map(Some)
+    fn map(&self) -> Option<Arc<Mmap>> {
+        Some(Arc::clone(&self.map))
     }
 }
 
@@ -61,11 +65,14 @@ pub(super) struct CacheSource {
     meter: Arc<Meter>,
     /// Of the driver's runtime, which goes on while the loader waits on its own thread.
     runtime: Handle,
+    /// Where all that is to be mapped is in the cache.
+    map: Option<Arc<Mmap>>,
     held: Mutex<VecDeque<(u32, Arc<Vec<u8>>)>>,
 }
 
 impl CacheSource {
-    /// To be called on the runtime.
+    /// To be called on the runtime. `mapped` is the part of the file that will be read in place.
+    #[expect(clippy::too_many_arguments, reason = "they are the fields")]
     pub(super) fn new(
         model: ModelRef,
         list: Arc<ChunkList>,
@@ -73,9 +80,16 @@ impl CacheSource {
         peer: Arc<dyn ChunkSource>,
         cancel: Cancel,
         meter: Arc<Meter>,
-    ) -> Self {
+        mapped: Option<Range<u64>>,
+    ) -> Result<Self, StoreError> {
         let (runtime, held) = (Handle::current(), Mutex::default());
-        Self { model, list, cached, peer, cancel, meter, runtime, held }
+        let mapped = mapped.map(|range| list.needed(&[range])).transpose()?;
+        let whole = mapped.filter(|chunks| chunks.iter().all(|&index| cached.holds(index)));
+        let map = whole
+            .map(|_| map_file(cached.data()))
+            .transpose()
+            .map_err(StoreError::io("map", cached.path()))?;
+        Ok(Self { model, list, cached, peer, cancel, meter, runtime, map, held })
     }
 
     fn chunk(&self, index: u32) -> Result<Arc<Vec<u8>>, StoreError> {
@@ -126,10 +140,8 @@ impl WeightSource for CacheSource {
         Ok(())
     }
 
-    fn map(&self, offset: u64, len: u64) -> io::Result<Option<Mapping>> {
-        let held = len > 0
-            && (self.list.at(offset)..=self.list.at(offset + (len - 1))).all(|i| self.cached.holds(i));
-        if held { Mapping::of_file(self.cached.data(), offset, len).map(Some) } else { Ok(None) }
+    fn map(&self) -> Option<Arc<Mmap>> {
+        self.map.clone()
     }
 }
 
