@@ -135,7 +135,7 @@ impl Stage {
     pub(super) fn set_hidden(&mut self, hidden: &[f32]) -> Result<(), ForwardError> {
         let d_model = self.shape.d_model;
         let rows = hidden.len() / d_model;
-        if hidden.len() % d_model != 0 {
+        if !hidden.len().is_multiple_of(d_model) {
             return Err(ForwardError::Hidden { hidden: hidden.len(), rows, d_model });
         }
         if rows > self.max_rows {

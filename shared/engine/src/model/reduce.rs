@@ -237,7 +237,7 @@ mod tests {
     fn encoded(dtype: WireType, partials: &[Vec<f32>], rows: usize, cols: usize) -> Vec<Vec<u8>> {
         let encode = |x: &Vec<f32>| {
             let mut out = Vec::new();
-            super::encode(dtype, x, rows, cols, &mut out).unwrap();
+            encode(dtype, x, rows, cols, &mut out).unwrap();
             out
         };
         partials.iter().map(encode).collect()

@@ -80,16 +80,16 @@ fn answers_are_what_the_definitions_say() {
     for (token, bias) in &request.bias[..4] {
         modified[*token as usize] += bias;
     }
-    for token in 0..1600 {
+    for (token, logit) in modified.iter_mut().enumerate().take(1600) {
         if request.mask.as_ref().unwrap()[token / 8] >> (token % 8) & 1 == 0 {
-            modified[token] = f32::NEG_INFINITY;
+            *logit = f32::NEG_INFINITY;
         }
     }
     assert_eq!(cluster.kept(row), modified);
     assert_eq!(found.top, best(&modified, 50));
     assert_eq!(found.raw_top, best(&raw, 50));
     assert_eq!(found.top[0].token, 2047, "the bias of 50 makes the last token the best");
-    assert_near(&found.tiles, &tile_sums(&modified, 0.7));
+    assert_near(&found.tiles, &tile_sums(&modified, f64::from(0.7_f32)));
     assert_near(&found.raw_tiles, &tile_sums(&raw, 1.0));
 }
 

@@ -1,4 +1,5 @@
 //! Split against unsplit: the design's invariants 2, 3 and 6, in one process.
+#![expect(clippy::print_stderr, reason = "differences and near ties are shown with --nocapture")]
 
 use shoal_core::frame::WireType;
 use shoal_core::shard;

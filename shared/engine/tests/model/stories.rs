@@ -1,4 +1,5 @@
 //! The unsplit forward pass against an independent implementation (tests/data/models/README.md).
+#![expect(clippy::print_stderr, reason = "differences and near ties are shown with --nocapture")]
 
 use crate::support::{Cluster, Layout, Model, argmax, floats, largest_difference, run};
 

@@ -1,4 +1,5 @@
 //! Models, plans from weights, and a whole plan run in one process.
+#![expect(clippy::print_stderr, reason = "says plainly what is skipped")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
