@@ -211,3 +211,38 @@ async fn what_cannot_be_had_is_an_error_that_says_why() {
     ours.link().close(CloseCode::Done, "");
     assert!(matches!(fetch(0..1, CHUNK as u32).await, Err(ChunkError::Lost { .. })));
 }
+
+#[tokio::test]
+async fn an_endpoint_on_all_addresses_is_reached_by_both_families_and_a_taken_port_is_an_error() {
+    let cluster = Cluster::new();
+    let any: std::net::SocketAddr = "[::]:0".parse().unwrap();
+    let coordinator =
+        common::Coordinator::bind(any, cluster.authority.clone(), cluster.tokens.clone()).unwrap();
+    let bound = coordinator.local_address().unwrap();
+    let error =
+        common::Coordinator::bind(bound, cluster.authority.clone(), cluster.tokens.clone()).unwrap_err();
+    assert!(
+        common::chain(&error).contains(&format!("failed to open UDP {bound}")),
+        "{}",
+        common::chain(&error)
+    );
+    let (identity, membership) = cluster.member();
+    let worker = common::Worker::bind(any, &identity).unwrap();
+    worker.enter(&membership).unwrap();
+    assert!(worker.enter(&membership).is_err(), "a second cluster");
+    let mut hosts = vec!["127.0.0.1"];
+    if bound.is_ipv6() {
+        hosts.push("::1");
+    }
+    for host in hosts {
+        // An address where nobody is comes first: the others are tried all the same.
+        let addresses = [
+            "127.0.0.1:9".parse().unwrap(),
+            (host.parse::<std::net::IpAddr>().unwrap(), bound.port()).into(),
+        ];
+        let (arrival, dialled) = tokio::join!(coordinator.arrival(), worker.dial(&addresses));
+        assert_eq!(dialled.unwrap().address(), addresses[1]);
+        let Some(Arrival::Connected(ours)) = arrival else { panic!() };
+        assert_eq!(ours.address().ip().to_string(), host);
+    }
+}

@@ -57,6 +57,48 @@ async fn nodes_of_one_machine_find_each_other_and_see_each_other_go() {
     assert!(format!("{first:?}").contains(&one.node.to_string()));
 }
 
+/// The other process of the test below: advertises until its standard input closes.
+#[test]
+fn advertiser() {
+    let Ok(id) = std::env::var("SHOAL_TEST_ADVERTISE") else { return };
+    let Ok(mut discovery) = Discovery::start() else { return };
+    let node = id.parse().unwrap();
+    discovery.advertise(&Advert { node, role: Role::Worker, authority: None, port: 4321 }).unwrap();
+    std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_of_another_process_is_found() {
+    let pid = std::process::id().to_le_bytes();
+    let mut id = [0xa5; 16];
+    id[..4].copy_from_slice(&pid);
+    let node = NodeId(id);
+    let mut other = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "advertiser"])
+        .env("SHOAL_TEST_ADVERTISE", node.to_string())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let find = async {
+        let discovery = Discovery::start().ok()?;
+        let mut browser = discovery.browse().ok()?;
+        loop {
+            match browser.next().await? {
+                Event::Found(found) if found.node == node => break Some(found),
+                _ => {}
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(10), find).await;
+    drop(other.stdin.take());
+    assert!(other.wait().unwrap().success());
+    match found {
+        Ok(Some(found)) => assert!(found.addresses.iter().all(|address| address.port() == 4321), "{found:?}"),
+        _ => eprint("no multicast packet arrives on this machine"),
+    }
+}
+
 fn eprint(reason: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "skipped: {reason}");

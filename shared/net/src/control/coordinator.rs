@@ -25,7 +25,7 @@ pub enum Arrival<S, R> {
     Joined { node: NodeId, address: SocketAddr },
 }
 
-/// The coordinator's UDP endpoint. `S` is what it sends ([`shoal_core::message::Order`]), `R` what it receives.
+/// The coordinator's UDP endpoint; dropping it closes its connections. `S` is what it sends ([`shoal_core::message::Order`]), `R` what it receives.
 #[derive(Debug)]
 pub struct CoordinatorEndpoint<S, R> {
     endpoint: Endpoint,
@@ -124,6 +124,12 @@ where
         self.endpoint.close(CloseCode::Done.code(), reason.as_bytes());
         // Peers that are gone already keep nobody waiting.
         let _ = tokio::time::timeout(quic::DEAD_AFTER, self.endpoint.wait_idle()).await;
+    }
+}
+
+impl<S, R> Drop for CoordinatorEndpoint<S, R> {
+    fn drop(&mut self) {
+        self.endpoint.close(CloseCode::Done.code(), b"the endpoint was dropped");
     }
 }
 

@@ -51,6 +51,8 @@ pub enum EndpointError {
     Control(#[from] ControlError),
     #[error("this node has not joined a cluster")]
     NotJoined,
+    #[error("this endpoint serves a cluster already; a change of cluster needs a restart")]
+    Entered,
 }
 
 /// Transport of a control connection before the peer's role is known.

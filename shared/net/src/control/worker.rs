@@ -15,7 +15,7 @@ use crate::tls::{ALPN_CONTROL, ALPN_JOIN, Admit, WantedServer};
 use crate::token::JoinToken;
 use crate::trust::{Credentials, Identity, Membership, PublicKey, Role, verify};
 
-/// A worker's UDP endpoint for the control plane. `S` is what it sends
+/// A worker's UDP endpoint for the control plane; dropping it closes its connections. `S` is what it sends
 /// ([`shoal_core::message::Answer`]), `R` what it receives.
 #[derive(Debug)]
 pub struct WorkerEndpoint<S, R> {
@@ -72,14 +72,17 @@ where
         join::ask(&connection, token, self.identity.public()).await
     }
 
-    /// Becomes a member: from now on the authority's coordinator, and nobody else, is let in. At most once.
+    /// Becomes a member: from now on the authority's coordinator, and nobody else, is let in.
     ///
     /// # Errors
-    /// When the membership is another node's.
+    /// When the membership is another node's, or one was entered before.
     pub fn enter(&self, membership: &Membership) -> Result<(), EndpointError> {
         let credentials = membership.credentials(&self.identity)?;
         let authority = credentials.authority().ok_or(EndpointError::NotJoined)?;
         let mut entered = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        if entered.is_some() {
+            return Err(EndpointError::Entered);
+        }
         let admit = Admit::Certified { authority, role: Role::Coordinator, allowed: None };
         let gate = Gate {
             credentials: credentials.clone(),
@@ -87,19 +90,18 @@ where
             transport: narrow(),
         };
         self.endpoint.set_server_config(Some(gate.endpoint_config()?));
-        if entered.replace(credentials).is_none() {
-            let arrived = self.arrived.clone();
-            let serve = move |admitted| {
-                let arrived = arrived.clone();
-                async move {
-                    if let Some(connection) = receive(admitted, authority).await {
-                        // The endpoint is gone; so is the connection that is dropped here.
-                        let _ = arrived.send(connection).await;
-                    }
+        *entered = Some(credentials);
+        let arrived = self.arrived.clone();
+        let serve = move |admitted| {
+            let arrived = arrived.clone();
+            async move {
+                if let Some(connection) = receive(admitted, authority).await {
+                    // The endpoint is gone; so is the connection that is dropped here.
+                    let _ = arrived.send(connection).await;
                 }
-            };
-            tokio::spawn(gate.accept(self.endpoint.clone(), serve));
-        }
+            }
+        };
+        tokio::spawn(gate.accept(self.endpoint.clone(), serve));
         Ok(())
     }
 
@@ -132,6 +134,12 @@ where
         self.endpoint.close(CloseCode::Done.code(), reason.as_bytes());
         // Peers that are gone already keep nobody waiting.
         let _ = tokio::time::timeout(quic::DEAD_AFTER, self.endpoint.wait_idle()).await;
+    }
+}
+
+impl<S, R> Drop for WorkerEndpoint<S, R> {
+    fn drop(&mut self) {
+        self.endpoint.close(CloseCode::Done.code(), b"the endpoint was dropped");
     }
 }
 

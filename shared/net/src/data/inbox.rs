@@ -292,7 +292,7 @@ impl Inbox {
         let place = Place::new(room, block.bytes.len() as u64);
         let ready = Ready { block, _place: place };
         let mut state = self.state();
-        if key.epoch < state.epoch || !state.peers.contains_key(&key.from) {
+        if state.is_over(key.epoch) || !state.peers.contains_key(&key.from) {
             return Ok(());
         }
         let twice = state.ready.insert(key, ready).is_some();
