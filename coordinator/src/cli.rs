@@ -71,5 +71,5 @@ pub(crate) enum Command {
     /// Write a random-weight model of a real shape, for speed and memory
     Synth(commands::synth::SynthArgs),
     /// Offer this machine to a cluster
-    Worker(worker::WorkerArgs),
+    Worker(worker::args::WorkerArgs),
 }

@@ -186,8 +186,10 @@ struct LayerFigures {
 /// position for the fixed cost, at a late one for attention.
 fn trial_layer(spec: &ModelSpec, rates: &[KindRate], pool: &Arc<Pool>) -> Result<LayerFigures, MeasureError> {
     let failed = |error: &dyn std::fmt::Display| MeasureError::Layer(error.to_string());
-    let (trial, file) = trial_spec(spec)?;
-    let positions = POSITIONS.min(spec.context).max(FILL_ROWS + 1);
+    let (mut trial, file) = trial_spec(spec)?;
+    let positions = POSITIONS.min(spec.context).max(FILL_ROWS);
+    // Room for one more than the model may have: the trial is over then.
+    trial.context = positions + 1;
     let plan = trial_plan(&trial, positions + 1).map_err(|error| failed(&error))?;
     let node = NodeId::default();
     let mut shard = Shard::load(&trial, &plan, node, &MemorySource(&file), Arc::clone(pool), &mut |_, _| {})
@@ -251,6 +253,8 @@ fn trial_spec(spec: &ModelSpec) -> Result<(ModelSpec, Vec<u8>), MeasureError> {
         d_model: spec.d_model.min(LAYER_WIDTH),
         ffn: spec.ffn_block().min(spec.ffn),
         vocab: spec.vocab.min(limits::VOCAB_TILE),
+        // The last position is timed as well, whatever the model's own context is.
+        context: spec.context.max(POSITIONS + 1),
         ..spec.clone()
     };
     trial.tensors.retain(|tensor| match tensor.role {
