@@ -2,10 +2,10 @@
 //!
 //! - An address that was not validated gets a retry packet and leaves no state here.
 //! - At most [`PENDING`] handshakes are under way, each for at most [`HANDSHAKE`]; more are refused.
-//! - Until the certificate is judged nothing but the handshake is read: TLS messages of up to
-//!   64 KiB in all, of which QUIC buffers [`HANDSHAKE_BUFFER_BYTES`] per level out of order, and packets of
-//!   [`INCOMING_BYTES`] that came before we looked. With the connection's state that is under 128 KiB
-//!   a peer and 2 MiB in all. 0-RTT is off, so no stream can carry anything yet.
+//! - Until the certificate is judged nothing but the handshake is read. It costs at most 64 KiB of TLS
+//!   messages, 8 KiB that QUIC buffers out of order in each of two levels, and 8 KiB of packets that came
+//!   before we looked: with the connection's own state under 96 KiB a peer, 1.5 MiB in all. 0-RTT is off,
+//!   so no stream can carry anything yet.
 //! - A peer that has only a key (joining) may then send [`JOIN_WINDOW`] bytes.
 //!
 //! Every refusal is one log line with the address and the reason.
@@ -27,7 +27,7 @@ use crate::trust::{CertificateError, Credentials};
 pub const PENDING: usize = 16;
 
 /// Bytes of packets kept for a connection that was not yet looked at.
-pub const INCOMING_BYTES: u64 = 16 << 10;
+pub const INCOMING_BYTES: u64 = 8 << 10;
 
 /// What a connected peer may send before its role is known: a join request has under 100 bytes.
 pub const JOIN_WINDOW: u32 = 4 << 10;

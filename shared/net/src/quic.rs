@@ -23,7 +23,7 @@ pub const HEARTBEAT: Duration = Duration::from_millis(250);
 pub const DEAD_AFTER: Duration = Duration::from_secs(1);
 
 /// Bytes of handshake messages that QUIC buffers for a peer, per encryption level; ours have 2 kB.
-pub(crate) const HANDSHAKE_BUFFER_BYTES: usize = 16 << 10;
+pub(crate) const HANDSHAKE_BUFFER_BYTES: usize = 8 << 10;
 
 /// First guess of a round trip, on a local network; it only sets when a lost first packet is repeated.
 const INITIAL_RTT: Duration = Duration::from_millis(30);

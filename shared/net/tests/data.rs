@@ -212,6 +212,8 @@ fn a_third_step_of_a_newer_epoch_closes_the_connection() {
     let error = wait(a, &header(2, 1, 1), b).unwrap_err();
     let WaitError::PeerLost { reason, .. } = error else { panic!("{error}") };
     assert!(reason.contains("protocol error"), "{reason}");
+    assert_eq!(a.plane.lost(), Some((b.id, reason)));
+    assert!(matches!(a.plane.wait_any(&[], Some(soon())), Ok(Wake::Notified)));
 }
 
 #[test]
@@ -261,7 +263,7 @@ fn losing_a_peer_wakes_all_who_wait_and_a_new_epoch_goes_on_without_it() {
         let Err(WaitError::PeerLost { node, .. }) = result else { panic!("{result:?}") };
         assert!(node == gone && woken.duration_since(start) < Duration::from_secs(2));
     }
-    assert_eq!(nodes[0].plane.lost().unwrap().0, gone);
+    assert!(nodes[0].plane.lost().is_none(), "it took its leave");
     let error = nodes[0].plane.send(gone, Class::Decode, &header(1, 1, 1), &[0]).unwrap_err();
     assert!(matches!(error, SendError::PeerLost { .. }), "{error}");
     connect(&nodes, 2);
@@ -361,4 +363,61 @@ fn a_link_is_measured_without_a_plan() {
     // Not by a node of another cluster.
     let stranger = Node::start(&Cluster::new());
     assert!(stranger.plane.probe(&nodes[1].peer()).is_err());
+}
+
+/// The process that dies in the test below: a data plane with one peer, until it is killed.
+#[test]
+fn victim() {
+    let Ok(dir) = std::env::var("SHOAL_TEST_VICTIM") else { return };
+    let dir = std::path::Path::new(&dir);
+    let identity = shoal_net::Identity::load_or_create(dir).unwrap();
+    let membership = shoal_net::Membership::load(dir, &identity).unwrap().unwrap();
+    let plane = DataPlane::start(ANY, &membership.credentials(&identity).unwrap()).unwrap();
+    let (node, address) = std::env::var("SHOAL_TEST_PEER").unwrap().split_once(' ').map(own).unwrap();
+    let peer = DataPeer { node: node.parse().unwrap(), addresses: vec![address.parse().unwrap()] };
+    plane.set_peers(epoch(1), &[peer], LARGEST).unwrap();
+    std::fs::write(dir.join("new"), plane.local_address().to_string()).unwrap();
+    std::fs::rename(dir.join("new"), dir.join("address")).unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+fn own((a, b): (&str, &str)) -> (String, String) {
+    (a.to_owned(), b.to_owned())
+}
+
+#[test]
+fn a_killed_process_is_noticed_within_two_seconds() {
+    let cluster = Cluster::new();
+    let node = Node::start(&cluster);
+    let home = tempfile::tempdir().unwrap();
+    let identity = shoal_net::Identity::load_or_create(home.path()).unwrap();
+    cluster.authority.admit(identity.public()).unwrap().save(home.path()).unwrap();
+    let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim"])
+        .env("SHOAL_TEST_VICTIM", home.path())
+        .env("SHOAL_TEST_PEER", format!("{} {}", node.id, node.plane.local_address()))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let address = loop {
+        match std::fs::read_to_string(home.path().join("address")) {
+            Ok(text) => break text.parse().unwrap(),
+            Err(_) => assert!(victim.try_wait().unwrap().is_none(), "the other process ended"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let peer = DataPeer { node: identity.node(), addresses: vec![address] };
+    node.plane.set_peers(epoch(1), &[peer], LARGEST).unwrap();
+    node.plane.wait_connected(soon()).unwrap();
+    let (plane, key) = (node.plane.clone(), BlockKey::of(&header(1, 1, 1), identity.node()));
+    let waiter =
+        std::thread::spawn(move || plane.wait(&key, Instant::now() + Duration::from_secs(20)).map(|_| ()));
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    let error = waiter.join().unwrap().unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(matches!(&error, WaitError::PeerLost { node, .. } if *node == identity.node()), "{error}");
+    assert_eq!(node.plane.lost().map(|(node, _)| node), Some(identity.node()));
 }

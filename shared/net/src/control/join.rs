@@ -103,15 +103,17 @@ pub(super) async fn answer(
                 return None;
             }
         };
+        let protocol = request.protocol;
         let reply = judge(request, key, authority, tokens.clone()).await;
         match &reply {
             Reply::Admitted { .. } => tracing::info!(%address, node = %key.node(), "a node joined"),
             Reply::Refused(why) => {
                 tracing::warn!(%address, node = %key.node(), "refused to let a node join: {why}")
             }
-            Reply::Version(_) => {
-                tracing::warn!(%address, node = %key.node(), "refused to let a node join: other protocol version");
-            }
+            Reply::Version(_) => tracing::warn!(
+                %address, node = %key.node(),
+                "refused to let a node join: it speaks protocol version {protocol}, this node {PROTOCOL_VERSION}"
+            ),
             Reply::Failed => {}
         }
         write(&mut send, &reply).await.ok()?;

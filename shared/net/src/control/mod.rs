@@ -8,6 +8,9 @@
 //! A worker without membership can only [`WorkerEndpoint::join`]. Two connections of one node can
 //! stand at once when both sides dialled: which to keep is the caller's matter
 //! ([`CloseCode::Replaced`] says so to the other side).
+//!
+//! The connections live on the caller's tokio runtime: a task that blocks its threads for
+//! [`DEAD_AFTER`] makes this node look dead.
 
 mod connection;
 mod coordinator;

@@ -50,11 +50,18 @@ struct State {
 struct PeerState {
     addresses: Vec<SocketAddr>,
     link: Option<Live>,
-    /// Lost since the plan was put in force.
-    lost: Option<String>,
+    /// Lost since the plan was put in force, and why.
+    lost: Option<Lost>,
     /// What went wrong when it was dialled last.
     trouble: String,
     newer: BTreeMap<(Epoch, StepId), u64>,
+}
+
+#[derive(Debug)]
+struct Lost {
+    reason: String,
+    /// It took its leave, as when the epoch has ended for it already.
+    left: bool,
 }
 
 /// A connection in use.
@@ -166,7 +173,9 @@ impl Inbox {
     }
 
     pub(super) fn lost(&self) -> Option<(NodeId, String)> {
-        self.state().lost()
+        let state = self.state();
+        let mut lost = state.peers.iter().filter_map(|(node, peer)| Some((*node, peer.lost.as_ref()?)));
+        lost.find(|(_, lost)| !lost.left).map(|(node, lost)| (node, lost.reason.clone()))
     }
 
     pub(super) fn bytes(&self) -> DataBytes {
@@ -255,7 +264,13 @@ impl Inbox {
     }
 
     /// Notes that a connection ended; whether it was in use.
-    pub(super) fn disconnected(&self, node: NodeId, connection: &Connection, reason: &str) -> bool {
+    pub(super) fn disconnected(
+        &self,
+        node: NodeId,
+        connection: &Connection,
+        reason: &str,
+        left: bool,
+    ) -> bool {
         let mut state = self.state();
         let Some(peer) = state.peers.get_mut(&node) else { return false };
         let id = connection.stable_id();
@@ -263,8 +278,8 @@ impl Inbox {
             return false;
         }
         peer.link = None;
-        peer.lost.get_or_insert(reason.to_owned());
-        state.notified = true;
+        peer.lost.get_or_insert(Lost { reason: reason.to_owned(), left });
+        state.notified |= !left;
         drop(state);
         self.changed.notify_all();
         true
@@ -370,8 +385,8 @@ impl Inbox {
                 return Err(SendError::Epoch { epoch: header.epoch });
             }
             let peer = state.peers.get(&to).ok_or(SendError::NotAPeer { node: to })?;
-            if let Some(reason) = &peer.lost {
-                return Err(SendError::PeerLost { node: to, reason: reason.clone() });
+            if let Some(lost) = &peer.lost {
+                return Err(SendError::PeerLost { node: to, reason: lost.reason.clone() });
             }
             (peer.link.clone().ok_or(SendError::NotConnected { node: to })?, state.block_bytes)
         };
@@ -395,7 +410,7 @@ impl Inbox {
             Class::Prefill => &link.outboxes[1],
         };
         outbox.send(out).map_err(|_| {
-            let reason = self.lost().map_or("the connection ended".to_owned(), |(_, reason)| reason);
+            let reason = self.state().lost().map_or("the connection ended".to_owned(), |(_, reason)| reason);
             SendError::PeerLost { node: to, reason }
         })
     }
@@ -466,7 +481,7 @@ impl State {
     }
 
     fn lost(&self) -> Option<(NodeId, String)> {
-        self.peers.iter().find_map(|(node, peer)| Some((*node, peer.lost.clone()?)))
+        self.peers.iter().find_map(|(node, peer)| Some((*node, peer.lost.as_ref()?.reason.clone())))
     }
 }
 

@@ -227,13 +227,14 @@ impl Context {
                 let address = quic::address_of(&connection);
                 let reason = format!("it sent what does not hold: {violation}");
                 tracing::warn!(%node, %address, "closed the data connection: {reason}");
-                inbox.disconnected(node, &connection, &reason);
+                inbox.disconnected(node, &connection, &reason, false);
                 quic::close(&connection, CloseCode::Protocol, &violation.to_string());
             });
         }
         let error = quic::ended(quic::address_of(&connection), connection.closed().await, ALPN_DATA);
         let reason = quic::chain(&error);
-        if self.inbox.disconnected(node, &connection, &reason) {
+        let left = matches!(error, quic::LinkError::Closed { code: CloseCode::Done, .. });
+        if self.inbox.disconnected(node, &connection, &reason, left) {
             tracing::info!(%node, "lost a peer of the data plane: {reason}");
         }
     }

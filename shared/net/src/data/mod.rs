@@ -323,7 +323,8 @@ impl DataPlane {
         Notifier { inbox: self.inbox.clone() }
     }
 
-    /// The peer that was lost since the plan was put in force, if any, and why.
+    /// The peer that was lost since the plan was put in force, if any, and why. A peer that took its leave
+    /// (its epoch has ended, or it was shut down in order) fails waits, but is not lost in this sense.
     pub fn lost(&self) -> Option<(NodeId, String)> {
         self.inbox.lost()
     }
