@@ -459,7 +459,7 @@ async fn coordinators_come_and_go_and_an_older_one_is_refused() {
     next.workers.clear();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_used_ends_with_its_exit_code() {
     let dir = tempfile::tempdir().expect("folder");
     let mut coordinator = Coordinator::start(1);

@@ -94,8 +94,8 @@ fn prepare(driver: &Driver, spec: &ModelSpec, plan: &Plan, peers: &[Peer]) -> Re
             driver.usable
         )));
     }
-    let peers: Vec<DataPeer> =
-        peers.iter().filter(|peer| peer.node != driver.node).map(DataPeer::from).collect();
+    let wanted = |peer: &&Peer| peer.node != driver.node && plan.nodes().contains(&peer.node);
+    let peers: Vec<DataPeer> = peers.iter().filter(wanted).map(DataPeer::from).collect();
     let block_bytes = u64::from(plan.max_rows()) * u64::from(spec.d_model) * 4;
     driver.plane.set_peers(plan.epoch, &peers, block_bytes).map_err(|error| own_failure(&error))?;
     Ok(conn.link.clone())

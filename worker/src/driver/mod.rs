@@ -22,7 +22,7 @@ use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Order, Peer};
 use shoal_core::profile::{LinkProfile, NodeInfo};
 use shoal_core::units::Bytes;
-use shoal_core::{NodeId, Term};
+use shoal_core::{Epoch, NodeId, Term};
 use shoal_engine::kernels;
 use shoal_net::DataPlane;
 use shoal_net::control::CloseCode;
@@ -53,6 +53,10 @@ const REDIAL: Duration = Duration::from_secs(2);
 /// A newcomer gives its coordinator this long to dial before it dials itself: usually one is enough.
 const COURTESY: Duration = Duration::from_millis(300);
 
+/// For how long the data connections of an epoch that failed here stay: a rank that is still looking for
+/// the one that was lost must not take this node's leaving for it.
+const LINGER: Duration = Duration::from_millis(1500);
+
 /// What the driver has in hand.
 struct Driver {
     settings: Settings,
@@ -72,6 +76,10 @@ struct Driver {
     dialling: Option<JoinHandle<()>>,
     dial_at: Instant,
     saved_term: Term,
+    /// The epoch that failed here.
+    failed: Option<Epoch>,
+    /// When the data connections of that epoch are closed.
+    end_at: Option<(Instant, Epoch)>,
     events: UnboundedSender<Event>,
     inbox: Sender<Incoming>,
 }
@@ -133,6 +141,8 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         dialling: None,
         dial_at: Instant::now() + COURTESY,
         saved_term: term,
+        failed: None,
+        end_at: None,
         events,
         inbox,
         settings,
@@ -249,6 +259,9 @@ impl Driver {
     }
 
     fn news(&mut self, event: Event) {
+        if let Event::StepFailed { epoch, .. } = &event {
+            self.failed = Some(*epoch);
+        }
         let event = match event {
             Event::Loaded { epoch, result } => {
                 let fetched = self.load.as_ref().map_or(Bytes(0), |load| load.meter.fetched());
@@ -292,8 +305,12 @@ impl Driver {
                     if let Some(load) = self.load.take() {
                         load.end();
                     }
-                    self.plane.end(epoch);
                     self.compute.unload(epoch);
+                    if self.failed == Some(epoch) {
+                        self.end_at = Some((Instant::now() + LINGER, epoch));
+                    } else {
+                        self.plane.end(epoch);
+                    }
                 }
             }
         }
@@ -336,6 +353,9 @@ impl Driver {
     }
 
     fn tick(&mut self) {
+        if let Some((_, epoch)) = self.end_at.take_if(|(at, _)| *at <= Instant::now()) {
+            self.plane.end(epoch);
+        }
         if let Some(load) = &mut self.load
             && let Some(progress) = load.progress()
         {

@@ -18,7 +18,7 @@ use super::{BLOCK_DEADLINE, Interrupt};
 pub enum ExchangeError {
     #[error("failed to send to {to}: {source}")]
     Send { to: NodeId, source: SendError },
-    #[error("failed to receive from {from}: {source}")]
+    #[error("no block came from {from}: {source}")]
     Wait { from: NodeId, source: WaitError },
     #[error("{from} sent a block that is not the plan's: {what}")]
     Malformed { from: NodeId, what: String },

@@ -171,6 +171,8 @@ impl Job {
     pub(super) fn advance(&mut self) {
         if let Err(failure) = self.try_advance()
             && !std::mem::replace(&mut self.failed, true)
+            // What was ended on purpose has not failed.
+            && self.group.exchange().check().is_ok()
         {
             tracing::warn!(epoch = %self.epoch(), "{}", failure.message);
             self.steps.clear();

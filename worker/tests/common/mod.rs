@@ -138,7 +138,10 @@ impl Process {
             }
         }
         let path = |name: &str| dir.join(name).to_str().expect("path").to_owned();
-        command.args(["--no-mdns", "--listen", "127.0.0.1:0", "--threads", "1", "--memory", "1GB"]);
+        command.args(["--no-mdns", "--threads", "1", "--memory", "1GB"]);
+        if !more.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command.args(["--data-dir", &path("data"), "--cache-dir", &path("cache")]);
         command.args(["--coordinator", &address.to_string()]);
         command.args(more);
