@@ -224,7 +224,7 @@ impl Softmax {
             *score = kernels::dot(query, key) * scale;
         }
         let seen = &mut scores[..keys.len() / query.len()];
-        let max = seen.iter().copied().fold(self.max, f32::max);
+        let max = kernels::max(seen).max(self.max);
         let fade = if self.max == f32::NEG_INFINITY { 0.0 } else { math::exp_f32(self.max - max) };
         *self = Self { max, sum: self.sum * fade + kernels::exp_sum(seen, max) };
         kernels::scale(out, fade);

@@ -3,8 +3,8 @@
 
 use crate::support::{Cluster, Layout, Model, argmax, floats, largest_difference, run};
 
-/// Largest difference of any logit seen against the reference. The reference quantizes activations to
-/// blocks of 256 for K-quants and to 8 bits with half-precision scales, so quantized files differ more.
+/// Measured: F16 0.0037, Q8_0 0.10, Q4_0 0.10, Q4_K_M 0.21. The reference rounds F16 matrices' inputs to
+/// half precision, and quantizes others to 8 bits in its own blocks (of 256 for K-quants).
 fn tolerance(kind: &str) -> f32 {
     match kind {
         "F16" => 0.01,
