@@ -7,7 +7,7 @@ use shoal_core::plan::{AllReduce, Stage};
 use shoal_core::{NodeId, Plan, shard};
 
 use super::model::{Model, Rates, all_reduce, wire_row};
-use super::{Aggregate, Cluster, Links, NodePrediction, Objective, Prediction, Traffic, Workload};
+use super::{Aggregate, Cluster, Device, Links, NodePrediction, Objective, Prediction, Traffic, Workload};
 
 /// A plan that cannot be priced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +48,10 @@ pub fn predict(
 /// devices in proportion to what each does best, nothing sent, the least overhead.
 pub fn lower_bound_ms(spec: &ModelSpec, cluster: &Cluster, workload: &Workload) -> f64 {
     let model = Model::new(spec);
-    let rates: Vec<Rates> = cluster.devices.iter().filter_map(Rates::of).collect();
+    // Sums are taken in the order of ids, whatever the order given.
+    let mut devices: Vec<&Device> = cluster.devices.iter().collect();
+    devices.sort_by_key(|device| device.node);
+    let rates: Vec<Rates> = devices.into_iter().filter_map(Rates::of).collect();
     let Some(reference) = rates.first() else { return 0.0 };
     let phases = 2.0 * f64::from(spec.n_layers) + 1.0;
     let whole = Model::whole_share(spec, NodeId::default());

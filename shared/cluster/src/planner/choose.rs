@@ -27,7 +27,8 @@ pub fn choose(
 ) -> Result<Choice, Box<NoPlan>> {
     let (devices, mut left_out) = sift(cluster, options);
     let count = devices.len();
-    let search = Search::new(spec, cluster, workload, devices, options.wire, options.epoch);
+    let used = Cluster { devices, links: cluster.links.clone() };
+    let search = Search::new(spec, &used, workload, options.wire, options.epoch);
     let outcomes: Vec<Outcome> = Strategy::ALL
         .into_iter()
         .map(|strategy| search.outcome(strategy, options.strategy == Some(strategy)))
@@ -42,17 +43,13 @@ pub fn choose(
     left_out.extend(idle(&search, &chosen, options.strategy.is_some()));
     left_out.sort_by_key(|left| left.node);
     let limits = LIMITS.to_owned();
-    let used = Cluster {
-        devices: search.devices.iter().map(|&d| d.clone()).collect(),
-        links: cluster.links.clone(),
-    };
     let lower_bound_ms = lower_bound_ms(spec, &used, workload);
     Ok(Choice { outcomes, chosen, reason, left_out, limits, lower_bound_ms })
 }
 
-/// Devices that may be used, each node once, and the others with the reason.
-fn sift<'a>(cluster: &'a Cluster, options: &Options) -> (Vec<&'a Device>, Vec<LeftOut>) {
-    let mut devices = Vec::new();
+/// Devices that may be used, by node id, each once, and the others with the reason.
+fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
+    let mut devices: Vec<Device> = Vec::new();
     let mut left_out = Vec::new();
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
     for device in &cluster.devices {
@@ -65,11 +62,12 @@ fn sift<'a>(cluster: &'a Cluster, options: &Options) -> (Vec<&'a Device>, Vec<Le
         } else if device.profile.rates.is_empty() {
             "its profile has no rates".to_owned()
         } else {
-            devices.push(device);
+            devices.push(device.clone());
             continue;
         };
         left_out.push(LeftOut { node: device.node, name: device.name.clone(), reason });
     }
+    devices.sort_by_key(|device| device.node);
     (devices, left_out)
 }
 

@@ -1,6 +1,8 @@
 //! What every strategy uses: groups of devices become a plan that fits, or the bytes that are missing.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use shoal_core::model::{ModelSpec, Role};
 use shoal_core::plan::{AllReduce, KvBudget, Plan, Span, Stage, Strategy, Wire};
@@ -15,8 +17,9 @@ use crate::cost::model::{Model, Rates, all_reduce, wire_row};
 use crate::cost::predict::{Pricing, mean_context};
 use crate::cost::{Cluster, Device, Objective, Workload, predict};
 
-/// Rounds in which shares are moved from devices that are over their memory to the others.
-const ROUNDS: usize = 12;
+/// Rounds in which shares are moved from devices that are over their memory to the others, where
+/// shares by speed alone do not fit.
+pub(super) const ROUNDS: usize = 12;
 
 /// A tenth of the slowest stage's time counts as latency: predictions are no better than that, and a
 /// balanced pipeline is the better one for prompts and further streams.
@@ -43,6 +46,10 @@ pub(super) struct Search<'a> {
     context: f64,
     ffn_blocks: u32,
     tiles: u32,
+    /// Groups with shares by speed, which most attempts use.
+    groups: RefCell<BTreeMap<Vec<usize>, Rc<Group>>>,
+    /// The model cut down to so many layers.
+    cut: RefCell<BTreeMap<usize, Rc<ModelSpec>>>,
 }
 
 /// How layers come to stages.
@@ -81,15 +88,15 @@ struct Group {
 }
 
 impl<'a> Search<'a> {
+    /// `cluster` holds only devices that may be used, by node id.
     pub(super) fn new(
         spec: &'a ModelSpec,
         cluster: &'a Cluster,
         workload: &'a Workload,
-        mut devices: Vec<&'a Device>,
         wire: Wire,
         epoch: Epoch,
     ) -> Self {
-        devices.sort_by_key(|device| device.node);
+        let devices: Vec<&Device> = cluster.devices.iter().collect();
         let model = Model::new(spec);
         let rates: BTreeMap<NodeId, Rates> =
             devices.iter().filter_map(|device| Some((device.node, Rates::of(device)?))).collect();
@@ -122,7 +129,34 @@ impl<'a> Search<'a> {
             context,
             ffn_blocks: spec.ffn.div_ceil(spec.ffn_block()),
             tiles: spec.vocab_tiles(),
+            groups: RefCell::default(),
+            cut: RefCell::default(),
         }
+    }
+
+    /// The best plan of any of these lists of groups. Where shares by speed fit for none of them, shares
+    /// are moved to where there is memory.
+    pub(super) fn fit_any(
+        &self,
+        strategy: Strategy,
+        lists: &[Vec<Vec<usize>>],
+        chunk_tokens: u32,
+    ) -> Result<Found, Lack> {
+        let mut best: Result<Found, Lack> = Err(Vec::new());
+        // Devices that together lack the memory need no second round.
+        let used: u64 = lists.first().map_or(0, |groups| {
+            groups.iter().flatten().map(|&device| self.devices[device].usable.0).fold(0, u64::saturating_add)
+        });
+        let enough = used >= self.spec.total_bytes().0;
+        for rounds in [1, ROUNDS].into_iter().take(1 + usize::from(enough)) {
+            for groups in lists {
+                best = better(best, self.fit(strategy, groups, Layering::Measured, chunk_tokens, rounds));
+            }
+            if best.is_ok() {
+                break;
+            }
+        }
+        best
     }
 
     /// The best plan of these groups, in this order, with chunks of this many tokens.
@@ -132,11 +166,12 @@ impl<'a> Search<'a> {
         groups: &[Vec<usize>],
         layering: Layering,
         chunk_tokens: u32,
+        rounds: usize,
     ) -> Result<Found, Lack> {
         let mut best: Result<Found, Lack> = Err(Vec::new());
         let several = groups.len() > 1;
         for head in [HeadOn::All, HeadOn::LastGroup].into_iter().take(1 + usize::from(several)) {
-            best = better(best, self.fit_head(strategy, groups, layering, chunk_tokens, head));
+            best = better(best, self.fit_head(strategy, groups, layering, chunk_tokens, head, rounds));
         }
         best
     }
@@ -148,13 +183,14 @@ impl<'a> Search<'a> {
         layering: Layering,
         chunk_tokens: u32,
         head: HeadOn,
+        rounds: usize,
     ) -> Result<Found, Lack> {
         let mut weights: Vec<f64> = match layering {
             Layering::Equal => vec![1.0; self.devices.len()],
             Layering::Measured => self.speed.clone(),
         };
         let mut best: Result<Found, Lack> = Err(Vec::new());
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             let (found, needs) = self.fit_weights(strategy, groups, layering, chunk_tokens, head, &weights);
             best = better(best, found);
             if best.is_ok() || layering == Layering::Equal {
@@ -180,7 +216,7 @@ impl<'a> Search<'a> {
         head: HeadOn,
         weights: &[f64],
     ) -> (Result<Found, Lack>, Vec<(usize, u64)>) {
-        let built: Vec<Group> = groups.iter().map(|group| self.group(group, weights)).collect();
+        let built: Vec<Rc<Group>> = groups.iter().map(|group| self.group(group, weights)).collect();
         let on: Vec<usize> = match head {
             HeadOn::All => groups.concat(),
             HeadOn::LastGroup => groups.last().cloned().unwrap_or_default(),
@@ -202,31 +238,29 @@ impl<'a> Search<'a> {
             Layering::Equal => vec![largest_remainder(layers as u32, &vec![1.0; groups.len()])],
             Layering::Measured => splits(&self.tables(&built, &mut arrangement), layers),
         };
-        let mut best: Result<Found, Lack> = Err(Vec::new());
+        let mut best: Option<Found> = None;
         for counts in &candidates {
             arrangement.stages = stages(&built, counts);
-            best = better(best, self.price(&arrangement));
+            let Ok(plan) = plan_from_shares(self.spec, &arrangement) else { continue };
+            let score = self.pricing().score(&plan, self.workload, self.context, BALANCE);
+            if best.as_ref().is_none_or(|best| score < best.score) {
+                best = Some(Found { plan, score });
+            }
         }
-        if best.is_ok() {
-            return (best, Vec::new());
+        if let Some(found) = best {
+            // Tables say it fits; the footprint is what counts.
+            let needs = self.needs(&found.plan);
+            let lack = self.lack(&needs);
+            return if lack.is_empty() { (Ok(found), Vec::new()) } else { (Err(lack), needs) };
         }
         // Say what is missing where layers follow the groups' weights.
         let sums: Vec<f64> = groups.iter().map(|group| group.iter().map(|&d| weights[d]).sum()).collect();
         arrangement.stages = stages(&built, &at_least_one(largest_remainder(layers as u32, &sums)));
-        let Ok(plan) = plan_from_shares(self.spec, &arrangement) else { return (best, Vec::new()) };
+        let Ok(plan) = plan_from_shares(self.spec, &arrangement) else {
+            return (Err(Vec::new()), Vec::new());
+        };
         let needs = self.needs(&plan);
-        (better(best, Err(self.lack(&needs))), needs)
-    }
-
-    /// The plan's score, or what it lacks.
-    fn price(&self, arrangement: &Arrangement) -> Result<Found, Lack> {
-        let plan = plan_from_shares(self.spec, arrangement).map_err(|_| Vec::new())?;
-        let lack = self.lack(&self.needs(&plan));
-        if !lack.is_empty() {
-            return Err(lack);
-        }
-        let score = self.pricing().score(&plan, self.workload, self.context, BALANCE);
-        Ok(Found { plan, score })
+        (Err(self.lack(&needs)), needs)
     }
 
     /// The prediction that goes with a plan.
@@ -256,7 +290,19 @@ impl<'a> Search<'a> {
         Pricing { model: &self.model, rates: &self.rates, links: &self.cluster.links }
     }
 
-    fn group(&self, devices: &[usize], weights: &[f64]) -> Group {
+    fn group(&self, devices: &[usize], weights: &[f64]) -> Rc<Group> {
+        if devices.iter().any(|&device| weights[device] != self.speed[device]) {
+            return Rc::new(self.new_group(devices, weights));
+        }
+        if let Some(known) = self.groups.borrow().get(devices) {
+            return Rc::clone(known);
+        }
+        let group = Rc::new(self.new_group(devices, weights));
+        self.groups.borrow_mut().insert(devices.to_vec(), Rc::clone(&group));
+        group
+    }
+
+    fn new_group(&self, devices: &[usize], weights: &[f64]) -> Group {
         let weights: Vec<f64> = devices.iter().map(|&device| weights[device]).collect();
         let q_heads = largest_remainder(self.spec.n_heads, &weights);
         let blocks = largest_remainder(self.ffn_blocks, &weights);
@@ -300,18 +346,17 @@ impl<'a> Search<'a> {
     }
 
     /// Times and bytes of any range of layers of each stage.
-    fn tables(&self, groups: &[Group], arrangement: &mut Arrangement) -> Vec<StageTable> {
-        let layers = self.spec.n_layers as usize;
-        // Every stage with one layer, but the last with the rest: what a rank holds beside layers.
-        let mut counts = vec![1; groups.len()];
-        if let Some(last) = counts.last_mut() {
-            *last = (layers as u32).saturating_sub(groups.len() as u32 - 1);
+    fn tables(&self, groups: &[Rc<Group>], arrangement: &mut Arrangement) -> Vec<StageTable> {
+        if groups.len() > self.spec.n_layers as usize {
+            return Vec::new();
         }
-        arrangement.stages = stages(groups, &counts);
-        let Ok(probe) = plan_from_shares(self.spec, arrangement) else { return Vec::new() };
+        // A model of one layer a stage says what a rank holds beside layers.
+        let cut = self.cut_to(groups.len());
+        arrangement.stages = stages(groups, &vec![1; groups.len()]);
+        let Ok(probe) = plan_from_shares(&cut, arrangement) else { return Vec::new() };
         let rows = (self.rows / groups.len() as f64).ceil();
         let sum_bytes = rows * wire_row(self.wire.sum, self.model.d_model);
-        let table = |(at, group): (usize, &Group)| {
+        let table = |(at, group): (usize, &Rc<Group>)| {
             let pricing = self.pricing();
             let how = arrangement.all_reduce;
             let by_class: Vec<f64> = (0..self.model.classes.len())
@@ -328,9 +373,7 @@ impl<'a> Search<'a> {
                 for layer in own {
                     sums.push(sums[sums.len() - 1] + layer);
                 }
-                let span = probe.stages[at].layers;
-                let in_layers = sums[span.end as usize] - sums[span.first as usize];
-                let beside = shard::footprint(&probe, self.spec, share.node).total().0 - in_layers;
+                let beside = shard::footprint(&probe, &cut, share.node).total().0 - own[at];
                 let usable = self.cluster.device(share.node).map_or(0, |device| device.usable.0);
                 // Less than nothing is left: not even an empty range fits.
                 match usable.checked_sub(beside) {
@@ -347,11 +390,21 @@ impl<'a> Search<'a> {
         groups.iter().enumerate().map(table).collect()
     }
 
+    fn cut_to(&self, layers: usize) -> Rc<ModelSpec> {
+        let make = || {
+            let mut spec = self.spec.clone();
+            spec.n_layers = layers as u32;
+            spec.tensors.retain(|t| !matches!(t.role, Role::Layer(layer, _) if layer as usize >= layers));
+            Rc::new(spec)
+        };
+        Rc::clone(self.cut.borrow_mut().entry(layers).or_insert_with(make))
+    }
+
     /// The all-reduce that is cheapest over these groups, for one step's rows.
-    fn cheapest_sum(&self, groups: &[Group]) -> AllReduce {
+    fn cheapest_sum(&self, groups: &[Rc<Group>]) -> AllReduce {
         let bytes = (self.rows / groups.len() as f64).ceil() * wire_row(self.wire.sum, self.model.d_model);
         let cost = |how| {
-            let one = |group: &Group| {
+            let one = |group: &Rc<Group>| {
                 let nodes: Vec<NodeId> = group.shares.iter().map(|share| share.node).collect();
                 all_reduce(how, &nodes, &self.cluster.links, bytes).0
             };
@@ -362,8 +415,8 @@ impl<'a> Search<'a> {
     }
 }
 
-fn stages(groups: &[Group], counts: &[u32]) -> Vec<StageShares> {
-    let stage = |(group, &layers): (&Group, &u32)| StageShares { layers, ranks: group.shares.clone() };
+fn stages(groups: &[Rc<Group>], counts: &[u32]) -> Vec<StageShares> {
+    let stage = |(group, &layers): (&Rc<Group>, &u32)| StageShares { layers, ranks: group.shares.clone() };
     groups.iter().zip(counts).map(stage).collect()
 }
 

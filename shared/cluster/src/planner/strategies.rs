@@ -50,16 +50,20 @@ impl Search<'_> {
         let row = u64::from(self.spec.d_model) * 4;
         let legal = |chunk: &u32| u64::from(*chunk) * row <= limits::ACTIVATION_BYTES;
         let chunks: Vec<u32> = CHUNKS.into_iter().filter(legal).collect();
-        let (Some((&largest, rest)), Some(&smallest)) = (chunks.split_first(), chunks.last()) else {
+        let (Some(&largest), Some(&smallest)) = (chunks.first(), chunks.last()) else {
             return Err(Vec::new());
         };
         if let Ok(found) = self.sized(strategy, all, largest) {
             return Ok(found.plan);
         }
-        let least = self.sized(strategy, all, smallest)?;
-        for &chunk in rest {
-            if let Ok(found) = self.sized(strategy, all, chunk) {
-                return Ok(found.plan);
+        let mut least = self.sized(strategy, all, smallest)?;
+        // What fits with a chunk fits with a smaller one.
+        let (mut too_large, mut fits) = (0, chunks.len() - 1);
+        while fits - too_large > 1 {
+            let middle = usize::midpoint(too_large, fits);
+            match self.sized(strategy, all, chunks[middle]) {
+                Ok(found) => (least, fits) = (found, middle),
+                Err(_) => too_large = middle,
             }
         }
         Ok(least.plan)
@@ -108,7 +112,7 @@ impl Search<'_> {
         let mut best: Result<Found, Lack> = Err(Vec::new());
         let mut lacks = Vec::new();
         for &device in &self.by_speed {
-            let found = self.fit(Strategy::Single, &[vec![device]], Layering::Measured, chunk);
+            let found = self.fit_any(Strategy::Single, &[vec![vec![device]]], chunk);
             if let Err(lack) = &found {
                 lacks.extend(lack.iter().cloned());
             }
@@ -124,7 +128,7 @@ impl Search<'_> {
         if groups.is_empty() {
             return Err(Vec::new());
         }
-        self.fit(Strategy::StaticLayer, &groups, Layering::Equal, chunk)
+        self.fit(Strategy::StaticLayer, &groups, Layering::Equal, chunk, 1)
     }
 
     fn adaptive_layer(&self, devices: &[usize], chunk: u32) -> Result<Found, Lack> {
@@ -135,12 +139,9 @@ impl Search<'_> {
         if devices.is_empty() {
             return Err(Vec::new());
         }
-        let mut best: Result<Found, Lack> = Err(Vec::new());
-        for order in self.orders(devices) {
-            let groups: Vec<Vec<usize>> = order.into_iter().map(|device| vec![device]).collect();
-            best = better(best, self.fit(strategy, &groups, Layering::Measured, chunk));
-        }
-        best
+        let alone = |order: Vec<usize>| order.into_iter().map(|device| vec![device]).collect();
+        let lists: Vec<Vec<Vec<usize>>> = self.orders(devices).into_iter().map(alone).collect();
+        self.fit_any(strategy, &lists, chunk)
     }
 
     fn orders(&self, devices: &[usize]) -> Vec<Vec<usize>> {
@@ -159,18 +160,15 @@ impl Search<'_> {
         }
         let mut group = devices.to_vec();
         group.sort_unstable();
-        self.fit(strategy, &[group], Layering::Measured, chunk)
+        self.fit_any(strategy, &[vec![group]], chunk)
     }
 
     /// The best true mixture; where there is none, the best of a layer split, a head split and, for one
     /// device, that device alone.
     fn hybrid(&self, devices: &[usize], chunk: u32) -> Result<Found, Lack> {
-        let mut best: Result<Found, Lack> = Err(Vec::new());
-        for groups in mixtures(devices) {
-            if groups.len() <= self.spec.n_layers as usize {
-                best = better(best, self.fit(Strategy::Hybrid, &groups, Layering::Measured, chunk));
-            }
-        }
+        let mut lists = mixtures(devices);
+        lists.retain(|groups| groups.len() <= self.spec.n_layers as usize);
+        let mut best = self.fit_any(Strategy::Hybrid, &lists, chunk);
         if best.is_err() {
             best = better(best, self.head(devices, chunk, Strategy::Hybrid));
             if devices.len() <= self.spec.n_layers as usize {

@@ -15,6 +15,6 @@ mod params;
 mod sampler;
 mod uniform;
 
-pub use params::{ParamsError, SamplingParams};
+pub use params::{BIASES, PENALTY_WINDOW, ParamsError, SamplingParams};
 pub use sampler::{Drawn, MergeError, Outcome, Queried, Sampler};
 pub use uniform::uniform;
