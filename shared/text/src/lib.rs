@@ -14,7 +14,8 @@
 //! - Unigram works on the normalizer's raw double array with llama.cpp's own treatment of user-defined tokens;
 //! - WordPiece gives up on a whole word by other rules, RWKV and PLaMo-2 are not there at all.
 //!
-//! `tokenizers` normalizes for WordPiece and is the independent oracle of the BPE tests.
+//! `tokenizers` normalizes for WordPiece. One thing of llama.cpp's is left out: it tidies spaces before punctuation
+//! when it decodes some vocabularies, which would keep a text from coming back as it was.
 
 mod bpe;
 mod error;

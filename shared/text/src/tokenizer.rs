@@ -1,5 +1,6 @@
 //! Text to ids and ids to bytes.
 
+use std::fmt;
 use std::sync::Arc;
 
 use shoal_engine::gguf::Metadata;
@@ -16,12 +17,11 @@ use crate::wpm::Wpm;
 use crate::{StreamDecoder, TextError};
 
 /// A tokenizer. Cloning is cheap; all clones share one vocabulary.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     vocab: Vocab,
     algorithm: Algorithm,
@@ -38,6 +38,17 @@ enum Algorithm {
     Rwkv(Rwkv),
     Plamo2(Plamo2),
     Test,
+}
+
+impl fmt::Debug for Tokenizer {
+    /// Names the kind and size: a vocabulary would fill pages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vocab = &self.inner.vocab;
+        f.debug_struct("Tokenizer")
+            .field("model", &vocab.model)
+            .field("tokens", &vocab.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Tokenizer {

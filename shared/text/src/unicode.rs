@@ -83,9 +83,15 @@ pub(crate) fn decomposed(c: char) -> char {
     text.get().chars().next().unwrap_or(c)
 }
 
-/// The first character of the lower case of `c`.
+/// The first character of the lower case of `c`; capitals newer than Unicode 15.1 have none.
 pub(crate) fn lower(c: char) -> char {
-    c.to_lowercase().next().unwrap_or(c)
+    static KNOWN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^\p{age=15.1}").ok());
+    let small = c.to_lowercase().next().unwrap_or(c);
+    if c.is_ascii() || small == c {
+        return small;
+    }
+    let known = KNOWN.as_ref().is_some_and(|r| r.is_match(c.encode_utf8(&mut [0; 4])).unwrap_or(false));
+    if known { small } else { c }
 }
 
 #[cfg(test)]

@@ -156,6 +156,6 @@ mod tests {
         assert_eq!(text("%A, %B %d, %Y %I:%M %p"), "Thursday, March 07, 2024 03:04 PM");
         assert_eq!(text("%F %T.%f %j %U %W %V %u%w"), "2024-03-07 15:04:05.678901 067 09 10 10 44");
         assert_eq!(text("%c|%D|%R|%r"), "Thu Mar  7 15:04:05 2024|03/07/24|15:04|03:04:05 PM");
-        assert_eq!(text("100%% %Z%z%Q %"), "100%  %Q %");
+        assert_eq!(text("100%% %Z%z%Q %"), "100% %Q %");
     }
 }

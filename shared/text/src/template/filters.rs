@@ -5,7 +5,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::clock;
 use super::methods::{self, is_space};
-use super::ops::charge;
+use super::ops::{charge, check_items, check_widths};
 use super::repr::{JsonStyle, json, pairs, to_str};
 
 /// Registers filters, tests and functions.
@@ -53,6 +53,12 @@ pub(super) fn register(env: &mut Environment<'_>) {
         None if value.is_none() => fail("none cannot be made a list"),
         None => value.try_iter().map(|items| items.collect::<Value>()),
     });
+    env.add_filter("format", |state: &mut State, format: &Value, args: Rest<ValueOrKwargs>| {
+        check_widths(&to_str(format))?;
+        minijinja::filters::format(state, format, args)
+    });
+    env.add_filter("batch", batch);
+    env.add_filter("slice", slices);
     env.add_filter("e", |value: &Value| escape(&to_str(value)));
     env.add_filter("escape", |value: &Value| escape(&to_str(value)));
     env.add_filter("truncate", truncate);
@@ -248,6 +254,40 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let start =
         if cut_words { &start } else { start.rsplit_once(' ').map_or(start.as_str(), |(words, _)| words) };
     Ok(Value::from([start, &end].concat()))
+}
+
+/// `batch(linecount, fill_with=None)`: rows of that many items, the last one filled up.
+fn batch(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    check_items(count)?;
+    if count == 0 {
+        return fail("rows of no items");
+    }
+    let items: Vec<Value> = value.try_iter()?.collect();
+    let mut rows: Vec<Vec<Value>> = items.chunks(count).map(<[Value]>::to_vec).collect();
+    if let (Some(fill), Some(last)) = (fill.filter(|fill| !fill.is_none()), rows.last_mut()) {
+        last.resize(count, fill);
+    }
+    Ok(rows.into_iter().map(Value::from).collect())
+}
+
+/// `slice(slices, fill_with=None)`: that many columns, the first ones longer by one where it does not come out even.
+fn slices(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    check_items(count)?;
+    if count == 0 {
+        return fail("no columns");
+    }
+    let mut rest: Vec<Value> = value.try_iter()?.collect();
+    let (each, longer) = (rest.len() / count, rest.len() % count);
+    let mut columns = Vec::with_capacity(count);
+    for i in 0..count {
+        let tail = rest.split_off(each + usize::from(i < longer));
+        let mut column = std::mem::replace(&mut rest, tail);
+        if i >= longer && longer > 0 {
+            column.extend(fill.clone().filter(|fill| !fill.is_none()));
+        }
+        columns.push(Value::from(column));
+    }
+    Ok(Value::from(columns))
 }
 
 fn escape(text: &str) -> String {

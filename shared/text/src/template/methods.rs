@@ -3,7 +3,7 @@
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::ops::charge;
+use super::ops::{charge, check_widths};
 use super::repr::{pairs, to_str};
 
 /// Names that belong to Python's values: calls and attributes of these names come here, whatever keys a dict has.
@@ -281,6 +281,10 @@ fn string(state: &mut State, value: &Value, text: &str, name: &str, args: &[Valu
         }
         "casefold" => Ok(Value::from(text.to_lowercase())),
         "swapcase" => Ok(Value::from(text.chars().map(swapped).collect::<String>())),
+        "format" => {
+            check_widths(text)?;
+            minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+        }
         "zfill" | "center" | "ljust" | "rjust" => pad(state, text, name, args),
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
     }

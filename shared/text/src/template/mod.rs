@@ -8,8 +8,10 @@
 //! in `engine` or `ops`. What a template may not do in HF's sandbox (changing its arguments, loading others) is an
 //! error here too.
 //!
-//! Not the same as Jinja: integers end at 128 bits, `random` and HTML escaping are minijinja's, and an undefined
-//! value inside a printed list reads `Undefined`.
+//! Not the same as Jinja: integers end at 128 bits; there is no unary plus, no `varargs` and `kwargs` in macros, and
+//! a macro's default cannot name an argument before it; nothing is HTML-escaped unless asked for; the filters
+//! `pprint`, `random`, `urlencode`, `wordwrap`, `xmlattr` and the functions `cycler` and `lipsum` are missing; some
+//! misuse that Jinja refuses (comparing a string with a number, an attribute that not all items have) goes through.
 
 mod clock;
 mod engine;

@@ -13,7 +13,7 @@ use super::rewrite::names;
 /// piece makes it many times over, one that doubles a text without end stops here.
 const MAX_BYTES_MADE: usize = 256 << 20;
 /// Time that one rendering may take. What takes seconds is no chat template.
-const MAX_TIME: Duration = Duration::from_secs(20);
+const MAX_TIME: Duration = Duration::from_secs(10);
 /// Items of a list made by an operator.
 const MAX_ITEMS: usize = 1 << 20;
 /// What a list item counts for in the budget.
@@ -50,6 +50,11 @@ fn made(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// Charges a value for being compared, which may read all of it.
+fn compared(state: &mut State, value: Value) -> Result<Value, Error> {
+    made(state, value)
+}
+
 /// Registers the operators.
 pub(super) fn register(env: &mut Environment<'_>) {
     env.add_filter(names::ADD, add);
@@ -73,6 +78,7 @@ pub(super) fn register(env: &mut Environment<'_>) {
             made(state, result)
         },
     );
+    env.add_filter(names::COMPARED, compared);
     env.add_filter(names::ATTRIBUTE, methods::attribute);
     env.add_filter(names::ITERATED, |value: Value| match value.kind() {
         ValueKind::None | ValueKind::Bool | ValueKind::Number => {
@@ -142,7 +148,7 @@ fn is_list(value: &Value) -> Option<bool> {
         .then(|| value.downcast_object_ref::<Tuple>().is_some())
 }
 
-fn check_items(count: usize) -> Result<(), Error> {
+pub(super) fn check_items(count: usize) -> Result<(), Error> {
     if count > MAX_ITEMS { fail(format!("a list of more than {MAX_ITEMS} items")) } else { Ok(()) }
 }
 
@@ -167,11 +173,23 @@ fn mul(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     Ok(if is_list(value) == Some(true) { Value::from_object(Tuple::new(items)) } else { Value::from(items) })
 }
 
+/// Refuses a format whose fields are wider than any text: minijinja would make them.
+pub(super) fn check_widths(format: &str) -> Result<(), Error> {
+    /// Digits of a width or precision.
+    const MAX_DIGITS: usize = 4;
+    let digits = |run: &[u8]| run[0].is_ascii_digit() && run.len() > MAX_DIGITS;
+    if format.as_bytes().chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit()).any(digits) {
+        return fail("a format with a number of more than four digits".to_owned());
+    }
+    Ok(())
+}
+
 /// The remainder, or text formatted with `%`.
 fn rem(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     if left.as_str().is_none() {
         return arithmetic("%", left, right);
     }
+    check_widths(&to_str(left))?;
     let mut args = vec![left.clone()];
     if is_list(right) == Some(true) {
         args.extend(right.try_iter()?);

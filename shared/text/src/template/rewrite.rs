@@ -25,6 +25,7 @@ pub(super) mod names {
     pub(crate) const METHOD: &str = ".()";
     pub(crate) const ATTRIBUTE: &str = ".";
     pub(crate) const MADE: &str = "=";
+    pub(crate) const COMPARED: &str = "==";
     pub(crate) const ITERATED: &str = "for";
 }
 
@@ -151,16 +152,18 @@ fn expr<'a>(e: &ast::Expr<'a>) -> ast::Expr<'a> {
             filter(names::SLICE, expr(&e.expr), vec![part(&e.start), part(&e.stop), part(&e.step)], e.span())
         }
         Expr::UnaryOp(e) => {
-            let op = match e.op {
-                ast::UnaryOpKind::Not => ast::UnaryOpKind::Not,
-                ast::UnaryOpKind::Neg => ast::UnaryOpKind::Neg,
-            };
+            let not = matches!(e.op, ast::UnaryOpKind::Not);
+            let op = if not { ast::UnaryOpKind::Not } else { ast::UnaryOpKind::Neg };
             Expr::UnaryOp(spanned(ast::UnaryOp { op, expr: expr(&e.expr) }, e.span()))
         }
         Expr::BinOp(e) => {
             let (left, right) = (expr(&e.left), expr(&e.right));
             match operator(e.op) {
                 Some(name) => filter(name, left, vec![right], e.span()),
+                None if !matches!(e.op, ast::BinOpKind::ScAnd | ast::BinOpKind::ScOr) => {
+                    let left = filter(names::COMPARED, left, Vec::new(), e.span());
+                    Expr::BinOp(spanned(ast::BinOp { op: e.op, left, right }, e.span()))
+                }
                 None => Expr::BinOp(spanned(ast::BinOp { op: e.op, left, right }, e.span())),
             }
         }
@@ -225,7 +228,8 @@ fn compare<'a>(e: &ast::Compare<'a>, span: Span) -> ast::Expr<'a> {
         };
     }
     let ops = e.ops.iter().map(|op| ast::CompareOp { op: op.op, expr: expr(&op.expr) }).collect();
-    ast::Expr::Compare(spanned(ast::Compare { expr: expr(&e.expr), ops }, span))
+    let left = filter(names::COMPARED, expr(&e.expr), Vec::new(), span);
+    ast::Expr::Compare(spanned(ast::Compare { expr: left, ops }, span))
 }
 
 /// A call; of a method that a Python value has, it is replaced.

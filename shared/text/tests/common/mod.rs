@@ -1,6 +1,7 @@
 //! Where test data lies, and a vocabulary to start from.
 
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
 
@@ -31,4 +32,11 @@ pub(crate) fn metadata(path: &Path) -> Metadata {
 /// The vocabulary of the stories model.
 pub(crate) fn stories() -> Metadata {
     metadata(&test_models_dir().join("stories-Q4_0.gguf"))
+}
+
+/// The character that stands for each byte in byte-level vocabularies.
+pub(crate) fn byte_alphabet() -> Vec<char> {
+    let mut spare = (256..).filter_map(char::from_u32);
+    let prints = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    (0..=255).map(|byte| if prints(byte) { char::from(byte) } else { spare.next().unwrap_or('\0') }).collect()
 }
