@@ -223,7 +223,7 @@ fn any_case() -> impl Strategy<Value = (ModelSpec, Cluster, u32, Option<How>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn the_plan_is_a_function_of_its_arguments((spec, cluster, streams, how) in any_case(), turn in 0_usize..6) {

@@ -7,6 +7,7 @@
 //! [`check`] are tested. A failed run returns the seed's log.
 
 mod check;
+mod fabric;
 mod node;
 mod scenario;
 mod world;

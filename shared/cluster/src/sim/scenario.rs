@@ -24,17 +24,17 @@ impl Dice {
     }
 
     /// A number from `least` to `most`.
-    pub(super) fn from_to(&mut self, least: u64, most: u64) -> u64 {
+    pub(super) fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.0.next_u64() % (most - least + 1)
     }
 
     /// True once in `n` times.
     pub(super) fn once_in(&mut self, n: u64) -> bool {
-        self.from_to(1, n) == 1
+        self.between(1, n) == 1
     }
 
     pub(super) fn micros(&mut self, least: u64, most: u64) -> Duration {
-        Duration::from_micros(self.from_to(least, most))
+        Duration::from_micros(self.between(least, most))
     }
 }
 
@@ -79,11 +79,11 @@ impl Scenario {
     /// The scenario of this seed.
     pub fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let workers = dice.from_to(1, 6) as usize;
-        let any = |dice: &mut Dice| dice.from_to(0, workers as u64 - 1) as usize;
-        let requests = (0..dice.from_to(1, 10)).map(|index| request(index, &mut dice)).collect();
-        let faults = (0..if dice.once_in(3) { 0 } else { dice.from_to(1, 3) }).map(|_| {
-            let fault = match dice.from_to(0, 4) {
+        let workers = dice.between(1, 6) as usize;
+        let any = |dice: &mut Dice| dice.between(0, workers as u64 - 1) as usize;
+        let requests = (0..dice.between(1, 10)).map(|index| request(index, &mut dice)).collect();
+        let faults = (0..if dice.once_in(3) { 0 } else { dice.between(1, 3) }).map(|_| {
+            let fault = match dice.between(0, 4) {
                 0 => Fault::Crash { silent: false },
                 1 => Fault::Crash { silent: true },
                 2 => Fault::Disconnect,
@@ -97,26 +97,26 @@ impl Scenario {
         Self {
             seed,
             workers,
-            streams: dice.from_to(1, 5) as u32,
-            jobs: dice.from_to(1, 3) as usize,
-            strategy: Strategy::ALL.get(dice.from_to(0, strategies) as usize).copied(),
+            streams: dice.between(1, 5) as u32,
+            jobs: dice.between(1, 3) as usize,
+            strategy: Strategy::ALL.get(dice.between(0, strategies) as usize).copied(),
             measure_links: dice.once_in(2),
             requests,
             faults,
             absurd: if dice.once_in(6) { vec![any(&mut dice)] } else { Vec::new() },
             bad_loads: if dice.once_in(8) { vec![any(&mut dice)] } else { Vec::new() },
             slowness: (0..workers)
-                .map(|_| if dice.once_in(8) { dice.from_to(2, 2_000) } else { 1 })
+                .map(|_| if dice.once_in(8) { dice.between(2, 2_000) } else { 1 })
                 .collect(),
-            loss: dice.from_to(20, 2_000),
+            loss: dice.between(20, 2_000),
         }
     }
 }
 
 fn request(index: u64, dice: &mut Dice) -> Request {
     let longest = if dice.once_in(4) { 60 } else { 8 };
-    let prompt = dice.from_to(1, longest);
-    let params = match dice.from_to(0, 3) {
+    let prompt = dice.between(1, longest);
+    let params = match dice.between(0, 3) {
         0 => SamplingParams::greedy(),
         // Any token may be drawn: every draw asks a second question.
         1 => {
@@ -127,8 +127,8 @@ fn request(index: u64, dice: &mut Dice) -> Request {
     };
     Request {
         seq: SeqId(index),
-        tokens: (0..prompt).map(|_| dice.from_to(0, u64::from(VOCAB) - 1) as u32).collect(),
-        max_new: dice.from_to(1, 24) as u32,
+        tokens: (0..prompt).map(|_| dice.between(0, u64::from(VOCAB) - 1) as u32).collect(),
+        max_new: dice.between(1, 24) as u32,
         params: SamplingParams { seed: index, ..params },
         stop_tokens: if dice.once_in(3) { (0..VOCAB / 16).collect() } else { Vec::new() },
     }

@@ -1,16 +1,16 @@
-//! The event loop: links, faults, the fake data plane, and what the coordinator's driver does.
+//! The event loop: faults, checks, and what the coordinator's driver does.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use shoal_core::message::{Answer, Failure, Order, Resident};
+use shoal_core::message::{Answer, Order};
 use shoal_core::plan::{AllReduce, KvBudget, Strategy, Wire};
-use shoal_core::units::Bytes;
-use shoal_core::{Epoch, NodeId, Plan, SeqId, StepId, Term};
+use shoal_core::{Epoch, NodeId, Plan, SeqId, Term};
 
-use super::check::{Checker, Violation, found};
-use super::node::{Engine, Node};
-use super::scenario::{CONTEXT, Dice, Fault, Scenario, VOCAB, model, node_id, profile};
+use super::check::{Checker, Violation};
+use super::fabric::Pipeline;
+use super::node::Node;
+use super::scenario::{CONTEXT, Dice, Fault, Scenario, VOCAB, model, node_id};
 use crate::coordinator::{
     self, Action, Config, Event, Failed, Job, Planning, Request, State, check_welcome, greeting,
 };
@@ -22,8 +22,6 @@ use crate::worker;
 const LONGEST: Duration = Duration::from_secs(1800);
 /// A crash in a running plan ends the run within this time.
 const CRASH_LIMIT: Duration = Duration::from_secs(5);
-/// A lost packet comes again after this time.
-const RESEND: Duration = Duration::from_millis(60);
 /// Sequence numbers of one job begin here times its index.
 const JOB_SEQUENCES: u64 = 1000;
 const LOG_LINES: usize = 60;
@@ -61,7 +59,7 @@ pub fn run(scenario: &Scenario) -> Result<Summary, Box<Violation>> {
 }
 
 #[derive(Debug)]
-enum Happening {
+pub(super) enum Happening {
     Connect(usize),
     ToWorker {
         node: usize,
@@ -99,27 +97,20 @@ enum Happening {
     Cancel(SeqId),
 }
 
-/// How far the stages of an epoch are.
-#[derive(Debug, Default)]
-struct Pipeline {
-    done: Vec<StepId>,
-    running: Vec<bool>,
-}
-
-struct World<'a> {
-    scenario: &'a Scenario,
-    dice: Dice,
-    now: Duration,
+pub(super) struct World<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) dice: Dice,
+    pub(super) now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     queued: u64,
     coordinator: coordinator::Machine,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     /// The coordinator's end of each node's connection: its number, and whether it was welcomed.
-    connections: Vec<Option<(u32, bool)>>,
+    pub(super) connections: Vec<Option<(u32, bool)>>,
     last_connection: u32,
     /// The last delivery to and from each node: streams do not reorder.
-    last: Vec<[Duration; 2]>,
-    pipelines: BTreeMap<Epoch, Pipeline>,
+    pub(super) last: Vec<[Duration; 2]>,
+    pub(super) pipelines: BTreeMap<Epoch, Pipeline>,
     checker: Checker,
     whole: Plan,
     jobs_left: usize,
@@ -230,7 +221,7 @@ impl<'a> World<'a> {
                 }
             }
             Happening::ToCoordinator { node, connection, answer } => {
-                self.to_coordinator(node, connection, *answer);
+                self.reach_coordinator(node, connection, *answer);
             }
             Happening::CoordinatorLost { node, connection } => {
                 if matches!(self.connections[node], Some((current, _)) if current == connection) {
@@ -278,7 +269,7 @@ impl<'a> World<'a> {
         self.send(node, greeting(Term(self.scenario.seed + 1), "sim"));
     }
 
-    fn to_coordinator(&mut self, node: usize, connection: u32, answer: Answer) {
+    fn reach_coordinator(&mut self, node: usize, connection: u32, answer: Answer) {
         let Some((current, welcomed)) = self.connections[node] else { return };
         if current != connection {
             return;
@@ -450,173 +441,16 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Does what a worker's driver does.
-    fn drain_worker(&mut self, node: usize) -> Result<(), String> {
-        while let Some(action) = self.nodes[node].machine.poll_action() {
-            let later = |event| Happening::AtWorker { node, event: Box::new(event) };
-            match action {
-                worker::Action::Reply(answer) => self.reply(node, answer),
-                worker::Action::Close { reason } => return Err(format!("node {node} closes: {reason}")),
-                worker::Action::StartProfile { .. } => {
-                    let speed = self.dice.from_to(1, 10) as f64;
-                    let profile = profile(speed, self.scenario.absurd.contains(&node));
-                    let took = self.dice.from_to(1_000, 300_000);
-                    self.after(took, later(worker::Event::Profiled(Ok(Box::new(profile)))));
-                }
-                worker::Action::StartLinks { .. } => {
-                    self.after(50_000, later(worker::Event::LinksMeasured(Ok(Vec::new()))));
-                }
-                worker::Action::StartLoad { plan, .. } => {
-                    let epoch = plan.epoch;
-                    let failed = std::mem::take(&mut self.nodes[node].fail_load);
-                    let failure = Failure { message: "disk full".to_owned(), blame: None };
-                    let result = if failed { Err(failure) } else { Ok((Resident::default(), Bytes(1))) };
-                    if !failed {
-                        self.nodes[node].engine = Some(Engine::new(plan));
-                    }
-                    let took = self.dice.from_to(1_000, 400_000);
-                    let (done, total, fetched) = (Bytes(1), Bytes(2), Bytes(1));
-                    self.after(took / 2, later(worker::Event::Progress { epoch, done, total, fetched }));
-                    self.after(took, later(worker::Event::Loaded { epoch, result }));
-                }
-                worker::Action::RunStep(order) => {
-                    let id = self.nodes[node].id;
-                    if std::mem::take(&mut self.nodes[node].fail_next) {
-                        let failure = Failure { message: "out of memory".to_owned(), blame: None };
-                        self.after(100, later(worker::Event::StepFailed { epoch: order.epoch, failure }));
-                    } else if let Some(engine) = self.nodes[node].engine_of(order.epoch) {
-                        engine.take(id, &order)?;
-                        self.advance(order.epoch);
-                    }
-                }
-                worker::Action::RunQuery { epoch, step, row, query } => {
-                    let id = self.nodes[node].id;
-                    let Some(engine) = self.nodes[node].engine_of(epoch) else { continue };
-                    let rows = engine.plan.head_share(id).map(|(_, rows)| rows).unwrap_or_default();
-                    let logits = engine.kept.get(&(step, row)).ok_or("asked about a settled step")?;
-                    let result = Ok(found(logits, rows, query));
-                    self.after(200, later(worker::Event::Queried { epoch, step, row, query, result }));
-                }
-                worker::Action::Settle { epoch, step } => {
-                    if let Some(engine) = self.nodes[node].engine_of(epoch) {
-                        engine.kept.retain(|(kept, _), _| *kept > step);
-                    }
-                }
-                worker::Action::Report { epoch } => {
-                    let (counters, resident) = Default::default();
-                    self.after(100, later(worker::Event::Reported { epoch, counters, resident }));
-                }
-                worker::Action::Drop { epoch } => {
-                    if self.nodes[node].engine_of(epoch).is_some() {
-                        self.nodes[node].engine = None;
-                    }
-                    self.after(2_000, later(worker::Event::Dropped { epoch }));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins what can begin: a stage runs a step when all its ranks have the order and the stage
-    /// before is through; a node is through when its stage is and, for a head rank, the last stage.
-    fn advance(&mut self, epoch: Epoch) {
-        let Some(plan) = self.nodes.iter_mut().find_map(|n| n.engine_of(epoch).map(|e| e.plan.clone()))
-        else {
-            return;
-        };
-        let stages = plan.stages.len();
-        let mut pipeline = self
-            .pipelines
-            .remove(&epoch)
-            .unwrap_or_else(|| Pipeline { done: vec![StepId(0); stages], running: vec![false; stages] });
-        for (stage, ranks) in plan.stages.iter().map(|stage| &stage.ranks).enumerate() {
-            let next = StepId(pipeline.done[stage].0 + 1);
-            let fed = stage == 0 || pipeline.done[stage - 1] >= next;
-            let has = |node: NodeId, nodes: &mut Vec<Node>| {
-                nodes[index(node)].engine_of(epoch).is_some_and(|engine| engine.received >= next)
-            };
-            if !pipeline.running[stage] && fed && ranks.iter().all(|share| has(share.node, &mut self.nodes)) {
-                pipeline.running[stage] = true;
-                let slow =
-                    ranks.iter().map(|share| self.nodes[index(share.node)].slowness).max().unwrap_or(1);
-                let took = self.dice.from_to(200, 2_000) * slow;
-                self.after(took, Happening::StageDone { epoch, stage });
-            }
-        }
-        let last = pipeline.done[stages - 1];
-        for &node in plan.nodes() {
-            let own = plan.place(node).map_or(last, |place| pipeline.done[place.stage]);
-            let through = if plan.head_share(node).is_some() { own.min(last) } else { own };
-            let at = index(node);
-            let mut took = 50;
-            while let Some(engine) = self.nodes[at].engine_of(epoch)
-                && engine.finished < through.min(engine.received)
-            {
-                let (step, head) = engine.finish();
-                took += 1;
-                let event = Box::new(worker::Event::StepDone { epoch, step, head });
-                self.after(took, Happening::AtWorker { node: at, event });
-            }
-        }
-        self.pipelines.insert(epoch, pipeline);
-    }
-
-    fn stage_done(&mut self, epoch: Epoch, stage: usize) {
-        let Some(plan) = self.nodes.iter_mut().find_map(|n| n.engine_of(epoch).map(|e| e.plan.clone()))
-        else {
-            return;
-        };
-        let ranks: Vec<usize> = plan.stages[stage].ranks.iter().map(|share| index(share.node)).collect();
-        let thaw = ranks.iter().map(|&rank| self.nodes[rank].frozen_until).max().unwrap_or_default();
-        if thaw > self.now {
-            return self.at(thaw, Happening::StageDone { epoch, stage });
-        }
-        // A rank that is gone leaves the others waiting.
-        if ranks.iter().any(|&rank| !self.nodes[rank].alive || self.nodes[rank].engine_of(epoch).is_none()) {
-            return;
-        }
-        if let Some(pipeline) = self.pipelines.get_mut(&epoch) {
-            pipeline.done[stage].0 += 1;
-            pipeline.running[stage] = false;
-        }
-        self.advance(epoch);
-    }
-
-    fn send(&mut self, node: usize, order: Order) {
-        if let Some((connection, _)) = self.connections[node] {
-            let at = self.delivery(node, 0);
-            self.at(at, Happening::ToWorker { node, connection, order: Box::new(order) });
-        }
-    }
-
-    fn reply(&mut self, node: usize, answer: Answer) {
-        if let Some(connection) = self.nodes[node].connection {
-            let at = self.delivery(node, 1);
-            self.at(at, Happening::ToCoordinator { node, connection, answer: Box::new(answer) });
-        }
-    }
-
-    /// When a message sent now arrives: later than the one before it.
-    fn delivery(&mut self, node: usize, way: usize) -> Duration {
-        let mut took = self.dice.micros(50, 900);
-        while self.dice.once_in(self.scenario.loss) {
-            took += RESEND;
-        }
-        let at = (self.now + took).max(self.last[node][way]);
-        self.last[node][way] = at;
-        at
-    }
-
-    fn after(&mut self, micros: u64, happening: Happening) {
+    pub(super) fn after(&mut self, micros: u64, happening: Happening) {
         self.at(self.now + Duration::from_micros(micros), happening);
     }
 
-    fn at(&mut self, at: Duration, happening: Happening) {
+    pub(super) fn at(&mut self, at: Duration, happening: Happening) {
         self.queued += 1;
         self.queue.insert((at, self.queued), happening);
     }
 
-    fn note(&mut self, line: String) {
+    pub(super) fn note(&mut self, line: String) {
         if self.log.len() == LOG_LINES {
             self.log.pop_front();
         }
@@ -637,7 +471,7 @@ impl Happening {
     }
 }
 
-fn index(node: NodeId) -> usize {
+pub(super) fn index(node: NodeId) -> usize {
     usize::from(node.0[0]) - 1
 }
 

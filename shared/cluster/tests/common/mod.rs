@@ -11,7 +11,7 @@ use shoal_core::units::{MacsPerSec, Seconds};
 use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, Term};
 
 /// A llama of this shape whose matrices are `kind`; the head is tied when `tied`.
-pub fn llama(
+pub(crate) fn llama(
     n_layers: u32,
     d_model: u32,
     heads: (u32, u32),
@@ -51,16 +51,16 @@ pub fn llama(
 }
 
 /// The shape of the stories model: 4 KV heads.
-pub fn small() -> ModelSpec {
+pub(crate) fn small() -> ModelSpec {
     llama(8, 256, (8, 4), 768, 4096, QuantType::Q8_0)
 }
 
 /// The shape of a model of eight billion weights.
-pub fn large() -> ModelSpec {
+pub(crate) fn large() -> ModelSpec {
     llama(32, 4096, (32, 8), 14336, 128_256, QuantType::Q4_0)
 }
 
-pub fn node(index: usize) -> NodeId {
+pub(crate) fn node(index: usize) -> NodeId {
     let mut id = [0; 16];
     id[0] = index as u8 + 1;
     id[15] = 7;
@@ -68,7 +68,7 @@ pub fn node(index: usize) -> NodeId {
 }
 
 /// A plan with one stage on one node and the head split over `ranks` nodes at places drawn by `seed`.
-pub fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
+pub(crate) fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
     let spec = llama(1, 64, (2, 1), 64, vocab, QuantType::F32);
     let mut left = spec.vocab_tiles();
     let head = (0..ranks).map(|rank| {
@@ -94,7 +94,7 @@ pub fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
 }
 
 /// A device that streams `gb_per_s` of weights, multiplies at twenty times that and has this memory.
-pub fn device(index: usize, gb_per_s: f64, usable: Bytes) -> Device {
+pub(crate) fn device(index: usize, gb_per_s: f64, usable: Bytes) -> Device {
     let rate = |kind| KindRate {
         kind,
         stream: Measured { median: BytesPerSec(gb_per_s * 1e9), spread: 0.05 },
@@ -115,11 +115,11 @@ pub fn device(index: usize, gb_per_s: f64, usable: Bytes) -> Device {
 }
 
 /// Devices of these speeds, each with this memory, on a gigabit network.
-pub fn cluster(speeds: &[f64], usable: Bytes) -> Cluster {
+pub(crate) fn cluster(speeds: &[f64], usable: Bytes) -> Cluster {
     let devices = speeds.iter().enumerate().map(|(index, &speed)| device(index, speed, usable));
     Cluster { devices: devices.collect(), links: Links::new(Link::GIGABIT) }
 }
 
-pub fn workload(streams: u32) -> Workload {
+pub(crate) fn workload(streams: u32) -> Workload {
     Workload { context: 512, streams, prompt_len: 64, objective: None }
 }
