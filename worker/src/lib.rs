@@ -70,6 +70,8 @@ pub enum WorkerError {
     Listen(#[source] EndpointError),
     #[error("failed to open the data plane")]
     DataPlane(#[source] DataError),
+    #[error("failed to go on: the compute thread has panicked")]
+    Compute,
     #[error("failed to start threads")]
     Threads(#[source] io::Error),
 }
@@ -84,7 +86,8 @@ impl WorkerError {
             | Self::NoWay
             | Self::Join(_)
             | Self::Trust(_) => 3,
-            Self::Held { .. }
+            Self::Compute
+            | Self::Held { .. }
             | Self::Folder { .. }
             | Self::Listen(_)
             | Self::DataPlane(_)

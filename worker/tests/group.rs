@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_core::frame::{Class, WireType};
+use shoal_core::frame::{Class, Header, Phase, WireType};
 use shoal_core::ids::{Epoch, StepId, Term};
 use shoal_core::plan::{
     AllReduce, HeadShare, KvBudget, Place, Plan, PlanParts, Share, Span, Stage, Strategy, Wire,
@@ -199,4 +199,41 @@ fn a_partial_that_is_not_finite_ends_the_sum_and_names_the_rank() {
         source = cause.source();
     }
     assert!(text.contains("rank 1") && text.contains("row 2"), "{text}");
+}
+
+#[test]
+fn a_block_that_is_not_the_plans_is_put_down_to_its_sender() {
+    let spec = spec();
+    let planes = planes(2);
+    let epoch = Epoch { term: Term(1), counter: 1 };
+    connect(&planes, epoch);
+    let nodes: Vec<NodeId> = planes.iter().map(|(node, _)| *node).collect();
+    let plan = plan(&spec, &nodes, epoch, AllReduce::Direct, WireType::F32, false);
+    // Another format, another number of rows, and values that are no numbers.
+    let cases = [(WireType::Q8, 2, vec![0; 2 * (COLS + 12)]), (WireType::F32, 1, vec![0; 4 * COLS])];
+    let infinite = vec![0xff; 8 * COLS];
+    for (round, (dtype, rows, bytes)) in cases.into_iter().chain([(WireType::F32, 2, infinite)]).enumerate() {
+        let step = StepId(round as u64 + 1);
+        let header = Header {
+            epoch,
+            step,
+            stage: 0,
+            rank: 1,
+            layer: 0,
+            phase: Phase::AttnPartial,
+            dtype,
+            first_row: 0,
+            rows,
+            first_col: 0,
+            cols: COLS as u32,
+            len: 0,
+            block_rows: rows,
+        };
+        planes[1].1.send(nodes[0], Class::Decode, &header, &bytes).expect("send");
+        let mut group = NetGroup::new(&plan, Place { stage: 0, rank: 0 }, Arc::clone(&planes[0].1));
+        group.begin(step, Class::Decode);
+        let mut x = partial(0, round, 2);
+        let error = group.all_reduce(0, ReducePhase::Attn, &mut x, 2).expect_err("refused");
+        assert!(error.to_string().contains(&nodes[1].to_string()), "{error}");
+    }
 }

@@ -87,7 +87,8 @@ struct Driver {
 /// Runs a worker until it is told to stop: joins if need be, and serves one coordinator after another.
 ///
 /// # Errors
-/// What cannot be used: data folder, token, port. A coordinator that goes away is no error.
+/// What cannot be used (data folder, token, port), or a compute thread that panicked. A coordinator that
+/// goes away is no error.
 pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
     tokio::pin!(stop);
     let ready = tokio::select! {
@@ -148,17 +149,20 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         settings,
     };
     let (discovery, mut browser) = discovery.unzip();
-    tokio::select! {
-        () = driver.serve(&mut incoming, &mut news, &mut browser) => {}
-        () = &mut stop => tracing::info!("told to stop"),
-    }
+    let result = tokio::select! {
+        result = driver.serve(&mut incoming, &mut news, &mut browser) => result,
+        () = &mut stop => {
+            tracing::info!("told to stop");
+            Ok(())
+        }
+    };
     driver.close().await;
     if let Some(discovery) = discovery {
         // Its goodbye waits for another thread.
         let _ = tokio::task::spawn_blocking(move || discovery.shutdown()).await;
     }
     drop(lock);
-    Ok(())
+    result
 }
 
 impl Driver {
@@ -167,7 +171,7 @@ impl Driver {
         incoming: &mut Receiver<Incoming>,
         news: &mut UnboundedReceiver<Event>,
         browser: &mut Option<Browser>,
-    ) {
+    ) -> Result<(), WorkerError> {
         let mut tick = interval(TICK);
         loop {
             self.carry_out();
@@ -175,14 +179,19 @@ impl Driver {
                 Some(message) = incoming.recv() => self.incoming(message),
                 event = news.recv() => match event {
                     Some(event) => self.news(event),
-                    None => return,
+                    None => return Ok(()),
                 },
                 conn = self.endpoint.accept() => match conn {
                     Some(conn) => conn::greet(conn, self.inbox.clone()),
-                    None => return,
+                    None => return Ok(()),
                 },
                 event = next(browser) => self.discovered(event),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => {
+                    if self.compute.is_dead() {
+                        return Err(WorkerError::Compute);
+                    }
+                    self.tick();
+                }
             }
         }
     }

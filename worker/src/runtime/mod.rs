@@ -59,6 +59,12 @@ pub struct Loading {
     pub source: SharedSource,
 }
 
+impl std::fmt::Debug for Loading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loading").field("epoch", &self.plan.epoch).finish_non_exhaustive()
+    }
+}
+
 /// What the compute thread can be told.
 enum Command {
     Profile(Box<ModelSpec>),
@@ -167,8 +173,13 @@ impl Compute {
         self.send(Command::Unload(epoch));
     }
 
+    /// Whether the thread has ended, which it does by itself only when it panicked.
+    pub fn is_dead(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     fn send(&self, command: Command) {
-        // A thread that is gone has panicked; the driver hears of it by its events' end.
+        // A thread that is gone has panicked: see `is_dead`.
         let _ = self.commands.send(command);
         self.notifier.notify();
     }

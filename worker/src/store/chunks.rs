@@ -5,10 +5,10 @@ use std::ops::Range;
 use shoal_core::message::{Hash, ModelRef};
 
 /// Chunk sizes a manifest may use (design 14).
-pub const CHUNK_SIZES: [u32; 2] = [64 << 10, 1 << 20];
+pub(super) const CHUNK_SIZES: [u32; 2] = [64 << 10, 1 << 20];
 
 /// Largest model file: 64 TiB, far above any model; it bounds the list to 2 GiB before anything is read.
-pub const MODEL_BYTES: u64 = 1 << 46;
+pub(super) const MODEL_BYTES: u64 = 1 << 46;
 
 /// A chunk list that does not fit its model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +35,7 @@ pub struct ChunkList {
 ///
 /// # Errors
 /// [`ChunkListError::Size`].
-pub fn chunk_count(model: &ModelRef) -> Result<u32, ChunkListError> {
+pub(super) fn chunk_count(model: &ModelRef) -> Result<u32, ChunkListError> {
     let (bytes, chunk) = (model.file_bytes.0, model.chunk_bytes);
     let error = ChunkListError::Size { bytes, chunk };
     if !CHUNK_SIZES.contains(&chunk) || bytes == 0 || bytes > MODEL_BYTES {
@@ -158,6 +158,6 @@ pub(super) mod tests {
         let chunks = ChunkList::parse(&model, &list).expect("list");
         let needed = chunks.needed(&[200_000..200_001, 0..65_537, 5..5, 1..2]).expect("inside");
         assert_eq!(needed, [3, 0, 1]);
-        assert!(chunks.needed(&[0..(1 << 20) + 1]).is_err());
+        assert!(chunks.needed(&[0..1, 5..(1 << 20) + 1]).is_err());
     }
 }

@@ -14,7 +14,7 @@ use super::source::{CacheSource, LocalSource};
 use super::{Cancel, Needs, SharedSource, Store, StoreError};
 
 /// Chunks asked for at once: as many streams as the coordinator allows.
-pub const FETCHES: usize = shoal_net::control::CHUNK_STREAMS as usize;
+const FETCHES: usize = shoal_net::control::CHUNK_STREAMS as usize;
 
 /// Times a chunk is asked for before it is given up: the second try covers a fault in transit.
 const TRIES: usize = 2;

@@ -72,7 +72,6 @@ pub(super) struct CacheSource {
 
 impl CacheSource {
     /// To be called on the runtime. `mapped` is the part of the file that will be read in place.
-    #[expect(clippy::too_many_arguments, reason = "they are the fields")]
     pub(super) fn new(
         model: ModelRef,
         list: Arc<ChunkList>,

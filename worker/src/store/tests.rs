@@ -1,5 +1,7 @@
 //! The store over a peer that counts, lies and fails.
 
+#![expect(clippy::single_range_in_vec_init, reason = "needs are lists of ranges, here of one")]
+
 use std::io;
 use std::ops::Range;
 use std::path::Path;

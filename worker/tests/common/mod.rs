@@ -24,18 +24,18 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
-pub const MODEL: &[u8] = include_bytes!("../../../shared/engine/tests/data/models/stories-Q8_0.gguf");
+pub(crate) const MODEL: &[u8] = include_bytes!("../../../shared/engine/tests/data/models/stories-Q8_0.gguf");
 const CHUNK: usize = 64 << 10;
 
 /// How long anything may take here, on a machine that builds something else meanwhile.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub fn spec() -> ModelSpec {
+pub(crate) fn spec() -> ModelSpec {
     let file = shoal_engine::gguf::Gguf::parse(MODEL, MODEL.len() as u64).expect("gguf");
     shoal_engine::model::spec(&file, "stories").expect("spec")
 }
 
-pub fn model_ref() -> ModelRef {
+pub(crate) fn model_ref() -> ModelRef {
     let list = chunk_hashes().concat();
     ModelRef {
         hash: *blake3::hash(MODEL).as_bytes(),
@@ -64,7 +64,7 @@ impl shoal_net::chunks::ChunkSource for ModelChunks {
 }
 
 /// The stages of a plan: layers and nodes of each; heads and columns are shared equally.
-pub struct Layout<'a> {
+pub(crate) struct Layout<'a> {
     pub stages: &'a [(u32, &'a [NodeId])],
     pub head: &'a [NodeId],
     pub way: AllReduce,
@@ -72,7 +72,7 @@ pub struct Layout<'a> {
     pub chunk_tokens: u32,
 }
 
-pub fn plan(spec: &ModelSpec, epoch: Epoch, layout: &Layout<'_>) -> Plan {
+pub(crate) fn plan(spec: &ModelSpec, epoch: Epoch, layout: &Layout<'_>) -> Plan {
     let mut first = 0;
     let stages = layout.stages.iter().map(|&(layers, nodes)| {
         let layers = Span::new(first, first + layers);
@@ -101,7 +101,7 @@ pub fn plan(spec: &ModelSpec, epoch: Epoch, layout: &Layout<'_>) -> Plan {
     Plan::try_new(parts, spec).expect("plan")
 }
 
-pub fn shares(spec: &ModelSpec, nodes: &[NodeId]) -> Vec<Share> {
+pub(crate) fn shares(spec: &ModelSpec, nodes: &[NodeId]) -> Vec<Share> {
     let n = nodes.len() as u32;
     let block = spec.ffn_block();
     let mut owned = 0;
@@ -124,13 +124,13 @@ pub fn shares(spec: &ModelSpec, nodes: &[NodeId]) -> Vec<Share> {
 }
 
 /// A worker process of this test; killed when dropped.
-pub struct Process {
+pub(crate) struct Process {
     pub child: Child,
 }
 
 impl Process {
     /// Starts a worker in `dir` that joins the coordinator at `address`.
-    pub fn start(dir: &Path, address: SocketAddr, more: &[&str]) -> Self {
+    pub(crate) fn start(dir: &Path, address: SocketAddr, more: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal-worker"));
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("SHOAL_") && variable != "SHOAL_LOG" {
@@ -149,12 +149,12 @@ impl Process {
         Self { child: command.spawn().expect("worker") }
     }
 
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         self.child.id().to_string()
     }
 
     /// Its exit code, once it has ended by itself.
-    pub fn wait(&mut self, patience: Duration) -> Option<i32> {
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<i32> {
         let start = std::time::Instant::now();
         while start.elapsed() < patience {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -174,14 +174,14 @@ impl Drop for Process {
 }
 
 /// The coordinator's end of a worker.
-pub struct Worker {
+pub(crate) struct Worker {
     pub info: NodeInfo,
     pub link: Link,
     pub orders: ControlSender<Order>,
 }
 
 /// A coordinator that does what the test says.
-pub struct Coordinator {
+pub(crate) struct Coordinator {
     pub dir: TempDir,
     pub endpoint: CoordinatorEndpoint<Order, Answer>,
     pub authority: Arc<Authority>,
@@ -193,12 +193,12 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    pub fn start(term: u64) -> Self {
+    pub(crate) fn start(term: u64) -> Self {
         Self::start_in(tempfile::tempdir().expect("folder"), term)
     }
 
     /// The coordinator of the authority in `dir`, once more.
-    pub fn start_in(dir: TempDir, term: u64) -> Self {
+    pub(crate) fn start_in(dir: TempDir, term: u64) -> Self {
         let authority = Arc::new(Authority::load_or_create(dir.path()).expect("authority"));
         let tokens = TokenStore::new(dir.path());
         let address = "127.0.0.1:0".parse().expect("address");
@@ -208,12 +208,12 @@ impl Coordinator {
         Self { dir, endpoint, authority, tokens, term: Term(term), workers: BTreeMap::new(), answers, teller }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.endpoint.local_address().expect("address")
     }
 
     /// A file with a join token of so many uses.
-    pub fn token_file(&self, uses: u32) -> String {
+    pub(crate) fn token_file(&self, uses: u32) -> String {
         let token =
             self.tokens.issue(self.authority.id(), uses, TOKEN_LIFE, UnixSeconds::now()).expect("token");
         let path = self.dir.path().join("token");
@@ -222,7 +222,7 @@ impl Coordinator {
     }
 
     /// Waits until so many workers are connected and greeted.
-    pub async fn gather(&mut self, n: usize) {
+    pub(crate) async fn gather(&mut self, n: usize) {
         while self.workers.len() < n {
             let arrival =
                 timeout(PATIENCE, self.endpoint.arrival()).await.expect("in time").expect("arrival");
@@ -246,26 +246,26 @@ impl Coordinator {
         self.workers.insert(node, Worker { info, link, orders });
     }
 
-    pub fn nodes(&self) -> Vec<NodeId> {
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
         self.workers.keys().copied().collect()
     }
 
-    pub async fn send(&mut self, node: NodeId, order: &Order) {
+    pub(crate) async fn send(&mut self, node: NodeId, order: &Order) {
         self.workers.get_mut(&node).expect("worker").orders.send(order).await.expect("send");
     }
 
-    pub async fn send_all(&mut self, order: &Order) {
+    pub(crate) async fn send_all(&mut self, order: &Order) {
         for node in self.nodes() {
             self.send(node, order).await;
         }
     }
 
     /// The next answer, or the end of a connection.
-    pub async fn next(&mut self) -> (NodeId, Option<Answer>) {
+    pub(crate) async fn next(&mut self) -> (NodeId, Option<Answer>) {
         timeout(PATIENCE, self.answers.recv()).await.expect("an answer in time").expect("teller")
     }
 
-    pub fn peers(&self) -> Vec<Peer> {
+    pub(crate) fn peers(&self) -> Vec<Peer> {
         let peer = |(&node, worker): (&NodeId, &Worker)| {
             let address = SocketAddr::new(worker.link.address().ip(), worker.info.data_port);
             Peer { node, addresses: vec![address.to_string()] }
@@ -274,7 +274,10 @@ impl Coordinator {
     }
 
     /// Loads the plan on its nodes; what each fetched and holds.
-    pub async fn load(&mut self, plan: &Plan) -> BTreeMap<NodeId, (Bytes, shoal_core::message::Resident)> {
+    pub(crate) async fn load(
+        &mut self,
+        plan: &Plan,
+    ) -> BTreeMap<NodeId, (Bytes, shoal_core::message::Resident)> {
         self.order_load(plan).await;
         let mut loaded = BTreeMap::new();
         while loaded.len() < plan.nodes().len() {
@@ -289,7 +292,7 @@ impl Coordinator {
         loaded
     }
 
-    pub async fn order_load(&mut self, plan: &Plan) {
+    pub(crate) async fn order_load(&mut self, plan: &Plan) {
         let order = Order::Load {
             model: model_ref(),
             spec: Box::new(spec()),
