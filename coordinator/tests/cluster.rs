@@ -46,13 +46,15 @@ fn boards_join_by_token_and_serve_one_command_after_another() {
     let view: serde_json::Value = serde_json::from_str(&line).unwrap();
     let token = view["token"].as_str().unwrap().to_owned();
     assert_eq!(view["command"], format!("shoal worker --join {token}"));
-    let _boards = [board(&place, "anna", Some(&token), &listen), board(&place, "bert", Some(&token), &listen)];
+    let _boards =
+        [board(&place, "anna", Some(&token), &listen), board(&place, "bert", Some(&token), &listen)];
     assert!(waiting.wait().unwrap().success());
 
     // Another command of the same cluster finds them again: they dial the address they know.
     let devices = wait_for("both boards", || {
         let mut command = place.shoal();
-        let found = good(command.args(["devices", "--json", "--no-mdns", "--wait", "4", "--listen", &listen]));
+        let found =
+            good(command.args(["devices", "--json", "--no-mdns", "--wait", "4", "--listen", &listen]));
         let devices = found["devices"].as_array().unwrap().clone();
         (devices.iter().filter(|device| device["state"] == "idle").count() == 2).then_some(devices)
     });
@@ -77,13 +79,19 @@ fn boards_join_by_token_and_serve_one_command_after_another() {
 
     // What each one holds is what the plan lists.
     let mut command = place.shoal();
-    command.args(["devices", "--json", "--no-mdns", "--wait", "4", "--listen", &listen, "--load"]).arg(&model);
+    command
+        .args(["devices", "--json", "--no-mdns", "--wait", "4", "--listen", &listen, "--load"])
+        .arg(&model);
     let loaded = good(&mut command);
-    let ready: Vec<_> = loaded["devices"].as_array().unwrap().iter().filter(|d| d["state"] == "ready").collect();
+    let ready: Vec<_> =
+        loaded["devices"].as_array().unwrap().iter().filter(|d| d["state"] == "ready").collect();
     assert!(!ready.is_empty());
     for device in ready {
         let bytes = |field: &str| device[field].as_u64().unwrap();
-        assert!(bytes("accounted_bytes") > 0 && bytes("accounted_bytes") <= bytes("planned_bytes"), "{device}");
+        assert!(
+            bytes("accounted_bytes") > 0 && bytes("accounted_bytes") <= bytes("planned_bytes"),
+            "{device}"
+        );
         assert!(bytes("resident_bytes") > 0, "{device}");
     }
 }
@@ -137,6 +145,12 @@ fn a_plan_names_the_five_strategies() {
     assert_eq!(output.status.code(), Some(4));
     let none = json(&output);
     assert!(none["chosen"].is_null());
-    assert!(none["strategies"].as_array().unwrap().iter().all(|s| s["feasible"] == false && s["reason"].is_string()));
+    assert!(
+        none["strategies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|s| s["feasible"] == false && s["reason"].is_string())
+    );
     place.assert_nothing_left();
 }

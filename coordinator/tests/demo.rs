@@ -16,7 +16,7 @@ fn the_demo_ends_by_itself_and_leaves_nothing() {
     assert_eq!(report["finish_reason"], "length");
     assert!(report["ttft_ms"].as_f64().unwrap() > 0.0 && report["decode_tps"].as_f64().unwrap() > 0.0);
     let traffic = report["bytes_per_token"].as_object().unwrap();
-    assert!(traffic["head"].as_f64().unwrap() > 0.0 && traffic["control"].as_f64().unwrap() > 0.0, "{traffic:?}");
+    assert!(traffic["control"].as_f64().unwrap() > 0.0, "{traffic:?}");
     assert!(traffic["hops"].as_f64().unwrap() + traffic["all_reduce"].as_f64().unwrap() > 0.0, "{traffic:?}");
     // No worker could have held the model, and none held more than the plan lists for it.
     let size = std::fs::metadata(common::model("Q8_0").unwrap()).unwrap().len();
@@ -34,10 +34,12 @@ fn the_demo_ends_by_itself_and_leaves_nothing() {
 fn the_demo_takes_other_models_strategies_and_sizes() {
     let place = Place::new();
     let model = common::model("Q4_0").unwrap();
-    let report = good(place.shoal().args(["demo", "--json", "-n", "8", "--workers", "2", "--strategy", "head"]).args([
-        "--model".as_ref(),
-        model.as_os_str(),
-    ]));
+    let report = good(
+        place
+            .shoal()
+            .args(["demo", "--json", "-n", "8", "--workers", "2", "--strategy", "head"])
+            .args(["--model".as_ref(), model.as_os_str()]),
+    );
     assert_eq!(report["strategy"], "head");
     assert_eq!(report["workers"], 2);
     assert!(report["bytes_per_token"]["all_reduce"].as_f64().unwrap() > 0.0);
@@ -48,7 +50,8 @@ fn the_demo_takes_other_models_strategies_and_sizes() {
 #[test]
 fn people_see_the_plan_the_story_and_the_figures() {
     let place = Place::new();
-    let output = place.shoal().args(["demo", "-n", "12", "--workers", "1", "--prompt", "Tom"]).output().unwrap();
+    let output =
+        place.shoal().args(["demo", "-n", "12", "--workers", "1", "--prompt", "Tom"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let text = String::from_utf8(output.stdout).unwrap();

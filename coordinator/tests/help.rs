@@ -14,7 +14,7 @@ fn help_reads_as_it_was_agreed() {
     let update = std::env::var_os("SHOAL_UPDATE_HELP").is_some();
     for command in COMMANDS {
         let args: &[&str] = if command.is_empty() { &["--help"] } else { &[command, "--help"] };
-        let output = place.shoal().args(args).env("COLUMNS", "100").output().unwrap();
+        let output = place.shoal().args(args).env_remove("SHOAL_DATA_DIR").output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
         let name = if command.is_empty() { "shoal" } else { command };
@@ -43,7 +43,12 @@ fn every_command_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_2() {
     let place = Place::new();
-    for args in [&["frobnicate"][..], &["run"], &["demo", "--workers", "0"], &["run", "m.gguf", "--prompt", "x", "--wire", "f8"]] {
+    for args in [
+        &["frobnicate"][..],
+        &["run"],
+        &["demo", "--workers", "0"],
+        &["run", "m.gguf", "--prompt", "x", "--wire", "f8"],
+    ] {
         let output = place.shoal().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty(), "{args:?}");

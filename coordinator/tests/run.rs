@@ -17,8 +17,25 @@ fn the_same_seed_says_the_same() {
     let place = Place::new();
     let run = |seed: &str, workers: &str| {
         let mut command = place.shoal();
-        command.arg("run").arg(q8_0()).args(["--local-workers", workers, "--seed", seed, "-n", "24", "--json"]);
-        command.args(["--strategy", "static-layer", "--temperature", "1.2", "--top-k", "0", "--prompt", "Once upon a time"]);
+        command.arg("run").arg(q8_0()).args([
+            "--local-workers",
+            workers,
+            "--seed",
+            seed,
+            "-n",
+            "24",
+            "--json",
+        ]);
+        command.args([
+            "--strategy",
+            "static-layer",
+            "--temperature",
+            "1.2",
+            "--top-k",
+            "0",
+            "--prompt",
+            "Once upon a time",
+        ]);
         good(command.args(["--repeat-penalty", "1.1", "--presence-penalty", "0.2"]))["text"].clone()
     };
     let first = run("11", "2");
@@ -41,7 +58,14 @@ fn text_is_exact_and_cut_before_a_stop() {
     let stop = &whole[middle..middle + 7];
     let want = &whole[..whole.find(stop).unwrap()];
     let mut command = place.shoal();
-    command.arg("run").arg(q8_0()).args(["--local-workers", "2", "--strategy", "static-layer", "--temperature", "0"]);
+    command.arg("run").arg(q8_0()).args([
+        "--local-workers",
+        "2",
+        "--strategy",
+        "static-layer",
+        "--temperature",
+        "0",
+    ]);
     let report = good(command.args(["-n", "60", "--json", "--stop", stop, "--prompt", "Once upon a time"]));
     assert_eq!(report["text"], want);
     assert_eq!(report["finish_reason"], "stop");
@@ -51,7 +75,14 @@ fn text_is_exact_and_cut_before_a_stop() {
 fn the_context_ends_the_text_and_too_long_a_prompt_is_refused() {
     let place = Place::new();
     let mut command = place.shoal();
-    command.arg("run").arg(q8_0()).args(["--local-workers", "1", "--context", "32", "--ignore-eos", "--json"]);
+    command.arg("run").arg(q8_0()).args([
+        "--local-workers",
+        "1",
+        "--context",
+        "32",
+        "--ignore-eos",
+        "--json",
+    ]);
     let report = good(command.args(["--prompt", "Once upon a time"]));
     assert_eq!(report["finish_reason"], "length");
     let all = report["prompt_tokens"].as_u64().unwrap() as usize + numbers(&report["token_ids"]).len();
@@ -70,7 +101,15 @@ fn prompts_come_from_files_and_standard_input() {
     std::fs::write(&path, "Once upon a time").unwrap();
     let run = |args: &[&str], input: &[u8]| {
         let mut command = place.shoal();
-        command.arg("run").arg(q8_0()).args(["--local-workers", "1", "--temperature", "0", "-n", "8", "--json"]);
+        command.arg("run").arg(q8_0()).args([
+            "--local-workers",
+            "1",
+            "--temperature",
+            "0",
+            "-n",
+            "8",
+            "--json",
+        ]);
         good(command.args(args).write_stdin(input))["token_ids"].clone()
     };
     let want = run(&["--prompt", "Once upon a time"], b"");
@@ -86,7 +125,8 @@ fn a_conversation_works_without_a_terminal() {
     let place = Place::new();
     let mut command = place.shoal();
     command.arg("chat").arg(q8_0()).args(["--local-workers", "1", "--temperature", "0", "-n", "6"]);
-    let output = command.write_stdin("Once upon a time\n/help\nThe dog\n/bye\nnever read\n").output().unwrap();
+    let output =
+        command.write_stdin("Once upon a time\n/help\nThe dog\n/bye\nnever read\n").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert_eq!(said.matches("no chat template").count(), 1, "{said}");
@@ -100,9 +140,16 @@ fn a_conversation_works_without_a_terminal() {
 fn a_worker_that_dies_ends_the_run_and_is_named() {
     let place = Place::new();
     let mut command = place.spawnable();
-    command.arg("run").arg(q8_0()).args(["--local-workers", "3", "--strategy", "static-layer", "--ignore-eos"]);
+    command.arg("run").arg(q8_0()).args([
+        "--local-workers",
+        "3",
+        "--strategy",
+        "static-layer",
+        "--ignore-eos",
+    ]);
     command.args(["--prompt", "Once upon a time", "--context", "512", "-n", "500"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
     // The first text shows that all three are at work.
     let mut out = child.stdout.take().unwrap();
     let mut byte = [0];
@@ -130,10 +177,19 @@ fn an_interrupted_run_leaves_nothing() {
         let mut command = place.spawnable();
         command.arg("run").arg(q8_0()).args(["--local-workers", "2", "--strategy", "head", "--ignore-eos"]);
         command.args(["--prompt", "Once", "-n", "500"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
         let mut byte = [0];
-        std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut byte).unwrap();
-        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        // Held open to the end: a closed pipe would end the run as well, and in another way.
+        let mut out = child.stdout.take().unwrap();
+        std::io::Read::read_exact(&mut out, &mut byte).unwrap();
+        assert!(
+            std::process::Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
         let status = child.wait().unwrap();
         assert!(!status.success(), "{status:?}");
         place.assert_nothing_left();
@@ -144,8 +200,17 @@ fn an_interrupted_run_leaves_nothing() {
 fn a_closed_pipe_ends_the_run_quietly() {
     let place = Place::new();
     let mut command = place.spawnable();
-    command.arg("run").arg(q8_0()).args(["--local-workers", "1", "--prompt", "Once", "--ignore-eos", "-n", "400"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    command.arg("run").arg(q8_0()).args([
+        "--local-workers",
+        "1",
+        "--prompt",
+        "Once",
+        "--ignore-eos",
+        "-n",
+        "400",
+    ]);
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
     let mut byte = [0];
     std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut byte).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -172,16 +237,19 @@ fn unusable_models_and_options_have_their_exit_codes() {
         bytes
     };
     for (path, part) in [
-        (write("magic.gguf", &wrong), "not a GGUF file"),
+        (write("magic.gguf", &wrong), "wrong magic"),
         (write("short.gguf", &model[..1000]), "short.gguf"),
         (write("empty.gguf", b""), "empty.gguf"),
         (write("arch.gguf", &renamed), "lhama"),
         (place.path("absent.gguf"), "absent.gguf"),
     ] {
-        let said = bad(place.shoal().arg("run").arg(&path).args(["--local-workers", "1", "--prompt", "x"]), 3);
+        let said =
+            bad(place.shoal().arg("run").arg(&path).args(["--local-workers", "1", "--prompt", "x"]), 3);
         assert!(said.contains(part), "{part}: {said}");
     }
-    let run = |args: &[&str], code| bad(place.shoal().arg("run").arg(q8_0()).args(["--prompt", "x"]).args(args), code);
+    let run = |args: &[&str], code| {
+        bad(place.shoal().arg("run").arg(q8_0()).args(["--prompt", "x"]).args(args), code)
+    };
     assert!(run(&["--local-workers", "1", "--temperature", "-1"], 2).contains("temperature"));
     assert!(run(&["--local-workers", "1", "--context", "100000"], 2).contains("512"));
     assert!(run(&["--threads", "1"], 2).contains("--local-workers"));

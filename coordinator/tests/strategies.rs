@@ -2,6 +2,8 @@
 //!
 //! F16 needs the file beside the repository (or SHOAL_SHARED_DIR); without it that test says so and passes.
 
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+
 mod common;
 
 use common::{Case, NEAR_TIE, Place, good, numbers};
@@ -38,7 +40,11 @@ fn check(kind: &str, strategies: &[&str], workers: &[usize], near_tie: f64) {
             assert_eq!(report["strategy"], *strategy, "{what}");
             assert_eq!(tokens.len(), TOKENS, "{what}");
             cases[which].check(&tokens, near_tie, &what);
-            let grouped = report["plan"]["stages"].as_array().unwrap().iter().any(|stage| stage["ranks"].as_array().unwrap().len() > 1);
+            let grouped = report["plan"]["stages"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|stage| stage["ranks"].as_array().unwrap().len() > 1);
             if !grouped {
                 assert_eq!(tokens, alone[which], "{what}: a layer split must equal the unsplit run");
             }
@@ -74,7 +80,9 @@ fn q4_k_m_splits() {
 #[test]
 fn f16_splits() {
     if common::model("F16").is_none() {
-        println!("skipped: stories-F16.gguf is not beside the repository, and SHOAL_SHARED_DIR does not name its folder");
+        println!(
+            "skipped: stories-F16.gguf is not beside the repository, and SHOAL_SHARED_DIR does not name its folder"
+        );
         return;
     }
     check("F16", &STRATEGIES, &[3, 5], 0.02);

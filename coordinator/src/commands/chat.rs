@@ -52,17 +52,17 @@ const TYPICAL_PROMPT: usize = 256;
 
 pub(crate) fn run(args: &ChatArgs, config: &Config, verbose: u8) -> Outcome {
     let mut show = Show::new(verbose > 0, true);
-    let model = open(&args.model.model, &config, &mut show)?;
+    let model = open(&args.model.model, config, &mut show)?;
     let context = check_context(args.plan.context, &model)?;
     let seed = args.sampling.seed.unwrap_or_else(seed);
     args.sampling.params(model.spec.vocab, seed)?;
     let mut conversation = Conversation::new(&model, args.system.as_deref())?;
     let terminal = std::io::stdin().is_terminal();
     runtime::block_on(async {
-        let reserve = args.plan.reserve(&config);
+        let reserve = args.plan.reserve(config);
         let Attached { local, mut driver } =
-            attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
+            attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
+        let options = job(&args.plan, config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
         keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let strategy = serving.planned.plan.strategy.name();
@@ -145,11 +145,11 @@ async fn message(
     };
     let Some(first) = first else { return Ok(None) };
     let mut message = first?;
-    while terminal {
-        match tokio::time::timeout(PASTE, lines.recv()).await {
-            Ok(Some(line)) => message.push_str(&line?),
-            Ok(None) | Err(_) => break,
-        }
+    if !terminal {
+        return Ok(Some(message));
+    }
+    while let Ok(Some(line)) = tokio::time::timeout(PASTE, lines.recv()).await {
+        message.push_str(&line?);
     }
     Ok(Some(message))
 }

@@ -92,10 +92,10 @@ pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
     let sampling = SamplingArgs { seed: Some(seed), ..args.sampling.clone() };
     let params = sampling.params(model.spec.vocab, seed)?;
     let prompt = prompt_tokens(&model, &args.prompt, true, context)?;
-    let memory = args.budget(&config, &model, context, &show);
+    let memory = args.budget(config, &model, context, &show);
     runtime::block_on(async {
-        let Attached { local, mut driver } = gather(&args, dir, memory, verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, None, prompt.len())?;
+        let Attached { local, mut driver } = gather(args, dir, memory, verbose, &show).await?;
+        let options = job(&args.plan, config, &model, &driver, None, prompt.len())?;
         show.remark("measuring workers and links");
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
         let plan = &serving.planned.plan;

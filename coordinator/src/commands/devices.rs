@@ -80,17 +80,17 @@ struct DevicesView {
 pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
     let mut show = Show::new(verbose > 0, !args.json);
     let model = match (&args.load, &args.profile) {
-        (Some(path), _) | (None, Some(Some(path))) => Some(open(path, &config, &mut show)?),
+        (Some(path), _) | (None, Some(Some(path))) => Some(open(path, config, &mut show)?),
         (None, Some(None)) => Some(Model::embedded()?),
         (None, None) => None,
     };
     runtime::block_on(async {
-        let reserve = args.plan.reserve(&config);
-        let mut driver = Driver::start(driver_options(&args.reach, &config, reserve)).await?;
+        let reserve = args.plan.reserve(config);
+        let mut driver = Driver::start(driver_options(&args.reach, config, reserve)).await?;
         gather(&mut driver, args.wait.wait, &show).await?;
         let mut devices: Vec<DeviceView> = driver.connected().values().map(DeviceView::new).collect();
         if let Some(model) = model.filter(|_| !devices.is_empty()) {
-            measure(&args, &config, &mut driver, &model, &mut devices, &mut show).await?;
+            measure(args, config, &mut driver, &model, &mut devices, &mut show).await?;
         }
         for (node, known) in known_workers(&config.data_dir.join("coordinator")) {
             if devices.iter().all(|device| device.node != node) {

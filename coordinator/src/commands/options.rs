@@ -17,7 +17,7 @@ use crate::config::Config;
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// Randomness: 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Choose among the K likeliest tokens only; 0 for all
     #[arg(long, value_name = "K", default_value_t = 40)]

@@ -91,12 +91,12 @@ struct NodeView {
 
 pub(crate) fn run(args: &PlanArgs, config: &Config, verbose: u8) -> Outcome {
     let mut show = Show::new(verbose > 0, !args.json);
-    let model = open(&args.model.model, &config, &mut show)?;
+    let model = open(&args.model.model, config, &mut show)?;
     runtime::block_on(async {
-        let reserve = args.plan.reserve(&config);
+        let reserve = args.plan.reserve(config);
         let Attached { local, mut driver } =
-            attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
+            attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
+        let options = job(&args.plan, config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
         let cluster = cluster(&driver);
         let name = &model.spec.name;
         let result = plan(&mut driver, &model, &options, &show).await?;

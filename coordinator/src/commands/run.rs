@@ -19,7 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   shoal run model.gguf --prompt \"Once upon a time\"
   shoal run model.gguf --chat --prompt \"Why is the sky blue?\"
-  shoal run model.gguf --local-workers 3 --strategy hybrid --temperature 0 --json --prompt-file story.txt
+  shoal run model.gguf --local-workers 3 --strategy hybrid --json --prompt-file start.txt
   cat question.txt | shoal run model.gguf --prompt -";
 
 /// Run one prompt over the cluster.
@@ -59,16 +59,16 @@ const PROMPT_BYTES: u64 = 64 << 20;
 pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
     let mut show = Show::new(verbose > 0, !args.json);
     let prompt = args.prompt_text()?;
-    let model = open(&args.model.model, &config, &mut show)?;
+    let model = open(&args.model.model, config, &mut show)?;
     let context = check_context(args.plan.context, &model)?;
     let seed = args.sampling.seed.unwrap_or_else(seed);
     let params = args.sampling.params(model.spec.vocab, seed)?;
     let tokens = args.tokens(&model, &prompt, context)?;
     runtime::block_on(async {
-        let reserve = args.plan.reserve(&config);
+        let reserve = args.plan.reserve(config);
         let Attached { local, mut driver } =
-            attach(&args.cluster, reserve, &config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, &config, &model, &driver, local.as_ref(), tokens.len())?;
+            attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
+        let options = job(&args.plan, config, &model, &driver, local.as_ref(), tokens.len())?;
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
         keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let plan = &serving.planned.plan;

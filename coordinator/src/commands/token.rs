@@ -58,13 +58,13 @@ struct TokenView {
 
 pub(crate) fn run(args: &TokenArgs, config: &Config) -> Outcome {
     if args.keep_listening {
-        return runtime::block_on(wait(&args, &config));
+        return runtime::block_on(wait(args, config));
     }
     let dir = config.data_dir.join("coordinator");
     let authority =
         Authority::load_or_create(&dir).map_err(|error| Failure::machine("load the authority", error))?;
     let token = issue_token(&TokenStore::new(&dir), &authority, args.uses, args.ttl)?;
-    print(&args, token, None)
+    print(args, token, None)
 }
 
 /// Listens until the token is used up or has expired.

@@ -2,7 +2,7 @@
 //! decides.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub(super) struct Actor {
     dialling: BTreeSet<Target>,
     /// Nodes that were found over mDNS, and where.
     found: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// Second machines with a connected worker's identity that were told of already.
+    twins: BTreeSet<(NodeId, SocketAddr)>,
     book: Book,
     // Says goodbye when dropped.
     discovery: Option<Discovery>,
@@ -80,6 +82,7 @@ impl Actor {
             next_peer: 0,
             dialling: BTreeSet::new(),
             found: BTreeMap::new(),
+            twins: BTreeSet::new(),
             discovery: None,
             _lock: lock,
         }
@@ -201,7 +204,7 @@ impl Actor {
             let first = peer.link.address();
             conn.link()
                 .close(CloseCode::Replaced, &format!("node {node} is connected already, from {first}"));
-            if first != address {
+            if first != address && self.twins.insert((node, address)) {
                 tracing::warn!(
                     "{} connected from {address} while it is connected from {first}: refused",
                     node.short()
@@ -229,6 +232,10 @@ impl Actor {
     /// Where other workers may reach this one's data plane: where it connected from, then where mDNS has it.
     fn data_addresses(&self, node: NodeId, from: SocketAddr, port: u16) -> Vec<String> {
         let mut ips = vec![from.ip()];
+        if from.ip().is_loopback() {
+            // It runs on this machine; workers on others reach it as they reach us.
+            ips.extend(outward_ip());
+        }
         for address in self.found.get(&node).into_iter().flatten() {
             if !ips.contains(&address.ip()) {
                 ips.push(address.ip());
@@ -331,6 +338,14 @@ impl Actor {
             let _ = inbox.send(Incoming::Dialled { target, failure }).await;
         });
     }
+}
+
+/// This machine's address on the way out. Nothing is sent: connecting a UDP socket only looks up the route, here to
+/// an address that exists in documentation alone (RFC 5737).
+fn outward_ip() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 async fn next(browser: &mut Option<Browser>) -> Option<discovery::Event> {

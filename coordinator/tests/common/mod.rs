@@ -1,6 +1,11 @@
 //! What the tests of the binary share: a clean environment, the models, and the rule for near ties.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    clippy::print_stdout,
+    reason = "each test binary uses its own part of this; what a test saw is printed"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -11,18 +16,18 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longest a command of these tests may take; a hang then fails instead of holding the suite up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Below this margin between best and second logit a quantized model's greedy token may differ (design 11).
-pub const NEAR_TIE: f64 = 0.15;
+pub(crate) const NEAR_TIE: f64 = 0.15;
 
 /// A place for one test: everything `shoal` writes goes below it.
-pub struct Place {
+pub(crate) struct Place {
     dir: TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         for name in ["tmp", "home", "data"] {
             std::fs::create_dir(dir.path().join(name)).expect("a folder");
@@ -30,13 +35,13 @@ impl Place {
         Self { dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// The binary with none of the user's settings. Measurements of local workers are kept between the runs of one
     /// test.
-    pub fn shoal(&self) -> Command {
+    pub(crate) fn shoal(&self) -> Command {
         let mut command = Command::cargo_bin("shoal").expect("the binary");
         self.clean(|name, value| {
             match value {
@@ -49,7 +54,7 @@ impl Place {
     }
 
     /// The same as a plain command, to be spawned.
-    pub fn spawnable(&self) -> std::process::Command {
+    pub(crate) fn spawnable(&self) -> std::process::Command {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("shoal"));
         self.clean(|name, value| {
             match value {
@@ -72,7 +77,7 @@ impl Place {
     }
 
     /// Fails if a command left a file in the temporary folder, or a process that was started from here.
-    pub fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         let left: Vec<_> = std::fs::read_dir(self.path("tmp")).expect("the folder").flatten().collect();
         assert!(left.is_empty(), "files were left: {left:?}");
         let marker = self.path("tmp");
@@ -83,7 +88,7 @@ impl Place {
 }
 
 /// Ids and command lines of processes whose command line holds `marker`.
-pub fn processes_with(marker: &str) -> Vec<(u32, String)> {
+pub(crate) fn processes_with(marker: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -97,7 +102,7 @@ pub fn processes_with(marker: &str) -> Vec<(u32, String)> {
 }
 
 /// A stories model of the test data; F16 lies beside the repository, or where SHOAL_SHARED_DIR says.
-pub fn model(kind: &str) -> Option<PathBuf> {
+pub(crate) fn model(kind: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     if kind != "F16" {
         return Some(root.join(format!("shared/engine/tests/data/models/stories-{kind}.gguf")));
@@ -107,29 +112,34 @@ pub fn model(kind: &str) -> Option<PathBuf> {
 }
 
 /// The reference cases of a model.
-pub fn reference(kind: &str) -> Vec<Case> {
+pub(crate) fn reference(kind: &str) -> Vec<Case> {
     let file = model(kind).expect("the model").with_file_name("reference").join(format!("{kind}.json"));
     let text = std::fs::read_to_string(file).expect("the reference");
     let json: Value = serde_json::from_str(&text).expect("JSON");
     let cases = json["cases"].as_array().expect("cases").iter().map(|case| Case {
         prompt: case["prompt"].as_str().expect("a prompt").to_owned(),
         tokens: numbers(&case["greedy_tokens"]),
-        margins: case["greedy_margins"].as_array().expect("margins").iter().filter_map(Value::as_f64).collect(),
+        margins: case["greedy_margins"]
+            .as_array()
+            .expect("margins")
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect(),
     });
     cases.collect()
 }
 
 /// One prompt with the reference's greedy tokens.
 #[derive(Debug, Clone)]
-pub struct Case {
-    pub prompt: String,
-    pub tokens: Vec<u64>,
-    pub margins: Vec<f64>,
+pub(crate) struct Case {
+    pub(crate) prompt: String,
+    pub(crate) tokens: Vec<u64>,
+    pub(crate) margins: Vec<f64>,
 }
 
 impl Case {
     /// Tokens equal the reference's, or part from it at a near tie.
-    pub fn check(&self, tokens: &[u64], near_tie: f64, what: &str) {
+    pub(crate) fn check(&self, tokens: &[u64], near_tie: f64, what: &str) {
         let differs = tokens.iter().zip(&self.tokens).position(|(got, want)| got != want);
         match differs {
             Some(step) if self.margins[step] >= near_tie => panic!(
@@ -142,26 +152,26 @@ impl Case {
     }
 }
 
-pub fn numbers(value: &Value) -> Vec<u64> {
+pub(crate) fn numbers(value: &Value) -> Vec<u64> {
     value.as_array().expect("a list").iter().filter_map(Value::as_u64).collect()
 }
 
 /// The one JSON object on standard output.
-pub fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     let text = std::str::from_utf8(&output.stdout).expect("UTF-8");
     assert_eq!(text.lines().count(), 1, "not one line: {text}");
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Runs a command that must end well, and returns its JSON.
-pub fn good(command: &mut Command) -> Value {
+pub(crate) fn good(command: &mut Command) -> Value {
     let output = command.output().expect("the command runs");
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     json(&output)
 }
 
 /// Runs a command that must fail with this exit code, and returns what it said.
-pub fn bad(command: &mut Command, code: i32) -> String {
+pub(crate) fn bad(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the command runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{said}");
@@ -170,7 +180,7 @@ pub fn bad(command: &mut Command, code: i32) -> String {
 }
 
 /// Waits until `ready` gives something.
-pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = ready() {
