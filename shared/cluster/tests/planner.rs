@@ -176,7 +176,6 @@ fn sixty_four_devices_are_planned_for_in_a_moment() {
     sound(&choice);
     // One second in a release build on the reference machine; tests run less optimised and in parallel.
     assert!(took.as_secs_f64() < 8.0, "{took:?}");
-    eprintln!("64 devices: {took:?}");
 }
 
 #[test]

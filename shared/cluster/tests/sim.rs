@@ -1,5 +1,7 @@
 //! Hundreds of seeds of the simulator. A failing one is named; `SHOAL_SIM_SEED=n` runs it alone.
 
+#![expect(clippy::print_stderr, reason = "a replayed seed shows what it does")]
+
 use shoal_cluster::sim::{Fault, Scenario, Summary, run};
 
 /// Seeds of one test run.
