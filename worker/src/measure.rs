@@ -49,8 +49,12 @@ const FILL_ROWS: u32 = 32;
 /// Time to fill the KV cache for the attention figure.
 const FILL: Duration = Duration::from_millis(250);
 
-/// Hidden width of the layer that is run: attention does not depend on it, and its matrices stay small.
-const LAYER_WIDTH: u32 = 1024;
+/// Hidden width of the layer that is run: one block of every format, so that its matrices stay small.
+const LAYER_WIDTH: u32 = 256;
+
+/// The part of a trial's time that is at least its attention or its fixed cost: a difference that noise
+/// makes smaller is not believed.
+const LEAST_REST: f64 = 0.1;
 
 /// Fixed costs below this are noise.
 const LEAST_OVERHEAD: f64 = 0.5e-6;
@@ -74,11 +78,10 @@ pub fn profile(spec: &ModelSpec, pool: &Arc<Pool>) -> Result<DeviceProfile, Meas
     let start = Instant::now();
     let rates: Vec<KindRate> =
         widest(spec).into_iter().map(|(tensor, total)| rate(&tensor, total, pool)).collect();
-    let layer = trial_layer(spec, &rates, pool)?;
     let profile = DeviceProfile {
+        attention: attention(spec, &rates, pool)?,
+        phase_overhead: overhead(spec, &rates, pool)?,
         rates,
-        attention: layer.attention,
-        phase_overhead: layer.overhead,
         threads: pool.threads() as u32,
         kernel_set: kernels::kernel_set_id().to_owned(),
     };
@@ -177,80 +180,125 @@ fn plausible(len: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-struct LayerFigures {
-    attention: Measured<BytesPerSec>,
-    overhead: Measured<Seconds>,
+/// A layer of the model, narrow and with hardly any feed-forward columns, so that its matrices take little
+/// of the time.
+struct Trial {
+    shard: Shard,
+    d: usize,
+    hidden: Vec<f32>,
+    /// Keys and values of one position.
+    kv_bytes: f64,
+    /// What its matrices take at the measured rates.
+    weights_s: f64,
 }
 
-/// Runs one layer of the model's heads, narrow and with hardly any feed-forward columns: at the first
-/// position for the fixed cost, at a late one for attention.
-fn trial_layer(spec: &ModelSpec, rates: &[KindRate], pool: &Arc<Pool>) -> Result<LayerFigures, MeasureError> {
-    let failed = |error: &dyn std::fmt::Display| MeasureError::Layer(error.to_string());
-    let (mut trial, file) = trial_spec(spec)?;
-    let positions = POSITIONS.min(spec.context).max(FILL_ROWS);
-    // Room for one more than the model may have: the trial is over then.
-    trial.context = positions + 1;
-    let plan = trial_plan(&trial, positions + 1).map_err(|error| failed(&error))?;
-    let node = NodeId::default();
-    let mut shard = Shard::load(&trial, &plan, node, &MemorySource(&file), Arc::clone(pool), &mut |_, _| {})
-        .map_err(|error| failed(&error))?;
-    let d = trial.d_model as usize;
-    let hidden: Vec<f32> = (0..FILL_ROWS as usize * d).map(|i| ((i % 31) as f32 - 15.0) / 15.0).collect();
-    let run = |shard: &mut Shard, first_position: u32, rows: u32| -> Result<f64, MeasureError> {
-        let batch = Batch::new(vec![RowRun { seq: SeqId(1), first_position, rows }])
-            .map_err(|error| failed(&error))?;
-        shard.set_hidden(&hidden[..rows as usize * d]).map_err(|error| failed(&error))?;
-        let start = Instant::now();
-        shard.run_layers(&batch, &mut Solo).map_err(|error| failed(&error))?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let decode = |shard: &mut Shard, position: u32| -> Result<Measured<f64>, MeasureError> {
-        let mut times = Vec::new();
-        let start = Instant::now();
-        while times.len() < SAMPLES || start.elapsed() < SAMPLE {
-            times.push(run(shard, position, 1)?);
-            shard.truncate(SeqId(1), position).map_err(|error| failed(&error))?;
-        }
-        // The first warms the caches.
-        Ok(median(&mut times[1..]))
-    };
-    let first = decode(&mut shard, 0)?;
-    let (start, mut filled) = (Instant::now(), 0);
-    while filled + FILL_ROWS <= positions && (filled == 0 || start.elapsed() < FILL) {
-        run_fill(&mut shard, &hidden, d, filled).map_err(|error| failed(&error))?;
-        filled += FILL_ROWS;
+impl Trial {
+    fn new(
+        spec: &ModelSpec,
+        n_kv_heads: u32,
+        positions: u32,
+        rates: &[KindRate],
+        pool: &Arc<Pool>,
+    ) -> Result<Self, MeasureError> {
+        let (mut trial, file) = trial_spec(spec, n_kv_heads)?;
+        // Room for one more than the model may have: the trial is over then.
+        trial.context = positions + 1;
+        let plan = trial_plan(&trial, positions + 1).map_err(failed)?;
+        let (node, pool) = (NodeId::default(), Arc::clone(pool));
+        let shard =
+            Shard::load(&trial, &plan, node, &MemorySource(&file), pool, &mut |_, _| {}).map_err(failed)?;
+        let d = trial.d_model as usize;
+        let matrices = trial.tensors.iter().filter(|t| t.rows > 1 && matches!(t.role, Role::Layer(..)));
+        Ok(Self {
+            shard,
+            d,
+            hidden: (0..FILL_ROWS as usize * d).map(|i| ((i % 31) as f32 - 15.0) / 15.0).collect(),
+            kv_bytes: f64::from(trial.n_kv_heads) * f64::from(trial.head_dim) * 4.0,
+            weights_s: matrices.map(|tensor| tensor.bytes().0 as f64 / stream_rate(rates, tensor.kind)).sum(),
+        })
     }
-    let late = decode(&mut shard, filled)?;
-    let kv = f64::from(filled) * f64::from(trial.n_kv_heads) * f64::from(trial.head_dim) * 4.0;
-    // Where attention drowns in noise it is at least as fast as this.
-    let attention = kv / (late.median - first.median).max(late.median * 0.02).max(1e-9);
-    let weights: f64 = (trial.tensors.iter())
-        .filter(|tensor| tensor.rows > 1 && matches!(tensor.role, Role::Layer(..)))
-        .map(|tensor| tensor.bytes().0 as f64 / stream_rate(rates, tensor.kind))
-        .sum();
-    let overhead = ((first.median - weights) / 2.0).max(LEAST_OVERHEAD);
-    Ok(LayerFigures {
-        attention: Measured { median: BytesPerSec(attention), spread: late.spread },
-        overhead: Measured { median: Seconds(overhead), spread: first.spread },
-    })
+
+    /// Seconds of one pass of these rows.
+    fn run(&mut self, first_position: u32, rows: u32) -> Result<f64, MeasureError> {
+        let batch = Batch::new(vec![RowRun { seq: SeqId(1), first_position, rows }]).map_err(failed)?;
+        self.shard.set_hidden(&self.hidden[..rows as usize * self.d]).map_err(failed)?;
+        let start = Instant::now();
+        self.shard.run_layers(&batch, &mut Solo).map_err(failed)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of one row at this position, up to which the sequence is filled: the least, since what
+    /// disturbs a difference of two of them only ever adds, and the spread.
+    fn decode(&mut self, position: u32) -> Result<Measured<f64>, MeasureError> {
+        // The first warms the caches.
+        self.run(position, 1)?;
+        let (mut times, start) = (Vec::new(), Instant::now());
+        while times.len() < SAMPLES || start.elapsed() < SAMPLE {
+            self.shard.truncate(SeqId(1), position).map_err(failed)?;
+            times.push(self.run(position, 1)?);
+        }
+        self.shard.truncate(SeqId(1), position).map_err(failed)?;
+        let spread = median(&mut times).spread;
+        // Sorted by now.
+        Ok(Measured { median: times[0], spread })
+    }
+
+    /// Fills the sequence for a while; the position it is filled to.
+    fn fill(&mut self, positions: u32) -> Result<u32, MeasureError> {
+        let (start, mut filled) = (Instant::now(), 0);
+        while filled + FILL_ROWS <= positions && (filled == 0 || start.elapsed() < FILL) {
+            self.run(filled, FILL_ROWS)?;
+            filled += FILL_ROWS;
+        }
+        Ok(filled)
+    }
 }
 
-fn run_fill(shard: &mut Shard, hidden: &[f32], d: usize, first_position: u32) -> Result<(), String> {
-    let run = RowRun { seq: SeqId(1), first_position, rows: FILL_ROWS };
-    let batch = Batch::new(vec![run]).map_err(|error| error.to_string())?;
-    shard.set_hidden(&hidden[..FILL_ROWS as usize * d]).map_err(|error| error.to_string())?;
-    shard.run_layers(&batch, &mut Solo).map_err(|error| error.to_string())
+/// What a row costs beside its weights: at the first position of a layer with one KV head.
+fn overhead(
+    spec: &ModelSpec,
+    rates: &[KindRate],
+    pool: &Arc<Pool>,
+) -> Result<Measured<Seconds>, MeasureError> {
+    let mut trial = Trial::new(spec, 1, 1, rates, pool)?;
+    let first = trial.decode(0)?;
+    // Attention and feed-forward are a phase each.
+    let rest = (first.median - trial.weights_s).max(first.median * LEAST_REST);
+    let median = (rest / 2.0).max(LEAST_OVERHEAD);
+    Ok(Measured { median: Seconds(median), spread: first.spread })
+}
+
+/// KV bytes per second: a late position against the first, with all heads.
+fn attention(
+    spec: &ModelSpec,
+    rates: &[KindRate],
+    pool: &Arc<Pool>,
+) -> Result<Measured<BytesPerSec>, MeasureError> {
+    let positions = POSITIONS.min(spec.context).max(FILL_ROWS);
+    let mut trial = Trial::new(spec, spec.n_kv_heads, positions, rates, pool)?;
+    let first = trial.decode(0)?;
+    let filled = trial.fill(positions)?;
+    let late = trial.decode(filled)?;
+    let time = (late.median - first.median).max(late.median * LEAST_REST).max(1e-9);
+    let rate = f64::from(filled) * trial.kv_bytes / time;
+    Ok(Measured { median: BytesPerSec(rate), spread: late.spread })
+}
+
+fn failed(error: impl std::fmt::Display) -> MeasureError {
+    MeasureError::Layer(error.to_string())
 }
 
 fn stream_rate(rates: &[KindRate], kind: QuantType) -> f64 {
     rates.iter().find(|rate| rate.kind == kind).map_or(1e10, |rate| rate.stream.median.0)
 }
 
-/// The model's first layer as a model of its own, and a file for it.
-fn trial_spec(spec: &ModelSpec) -> Result<(ModelSpec, Vec<u8>), MeasureError> {
+/// The model's first layer, with so many KV heads, as a model of its own, and a file for it.
+fn trial_spec(spec: &ModelSpec, n_kv_heads: u32) -> Result<(ModelSpec, Vec<u8>), MeasureError> {
     let mut trial = ModelSpec {
         n_layers: 1,
         d_model: spec.d_model.min(LAYER_WIDTH),
+        n_heads: n_kv_heads * spec.group_size(),
+        n_kv_heads,
         ffn: spec.ffn_block().min(spec.ffn),
         vocab: spec.vocab.min(limits::VOCAB_TILE),
         // The last position is timed as well, whatever the model's own context is.
@@ -302,4 +350,37 @@ fn trial_plan(spec: &ModelSpec, context: u32) -> Result<Plan, shoal_core::plan::
         kv: KvBudget { context: context.min(spec.context), sequences: 1 },
     };
     Plan::try_new(parts, spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_core::model::shapes::{FileType, Shape};
+
+    #[test]
+    fn real_shapes_are_measured_in_time_and_to_sensible_figures() {
+        let pool = Arc::new(Pool::new(2).expect("pool"));
+        for (shape, file) in [("llama-3.2-1b", "Q4_K_M"), ("qwen2.5-0.5b", "Q8_0"), ("llama-3.1-8b", "Q4_0")]
+        {
+            let Some(shape) = Shape::from_name(shape) else { panic!("no shape {shape}") };
+            let spec = shape.spec(FileType::from_name(file).expect("file type"));
+            let start = Instant::now();
+            let profile = profile(&spec, &pool).expect("profile");
+            assert!(start.elapsed() < LONGEST, "{:?}: {profile:?}", start.elapsed());
+            assert_eq!(profile.threads, 2);
+            let kinds: Vec<QuantType> = widest(&spec).iter().map(|(tensor, _)| tensor.kind).collect();
+            assert!(
+                !kinds.is_empty()
+                    && kinds.iter().all(|kind| profile.rates.iter().any(|rate| rate.kind == *kind))
+            );
+        }
+    }
+
+    #[test]
+    fn a_model_without_matrices_is_an_error() {
+        let shape = Shape::from_name("llama-3.2-1b").expect("shape");
+        let mut spec = shape.spec(FileType::from_name("F16").expect("file type"));
+        spec.tensors.clear();
+        assert!(profile(&spec, &Arc::new(Pool::new(1).expect("pool"))).is_err());
+    }
 }
