@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Place, bad, good, json, wait_for};
 
@@ -94,6 +95,36 @@ fn boards_join_by_token_and_serve_one_command_after_another() {
         );
         assert!(bytes("resident_bytes") > 0, "{device}");
     }
+}
+
+#[test]
+fn a_board_that_dies_ends_the_run_and_the_other_takes_the_next() {
+    let place = Place::new();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let output = place.shoal().args(["token", "--uses", "2", "--json"]).output().unwrap();
+    let token = json(&output)["token"].as_str().unwrap().to_owned();
+    let mut anna = board(&place, "anna", Some(&token), &listen);
+    let _bert = board(&place, "bert", Some(&token), &listen);
+    let model = common::model("Q8_0").unwrap();
+    let mut command = place.spawnable();
+    command.arg("run").arg(&model).args(["--no-mdns", "--wait", "5", "--listen", &listen, "--ignore-eos"]);
+    command.args(["--strategy", "head", "--prompt", "Once", "-n", "500"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut out, &mut [0]).unwrap();
+    anna.0.kill().unwrap();
+    let killed = Instant::now();
+    std::io::copy(&mut out, &mut std::io::sink()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(killed.elapsed() < Duration::from_secs(5), "it took {:?}", killed.elapsed());
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("anna"), "{said}");
+
+    let mut command = place.shoal();
+    command.arg("run").arg(&model).args(["--no-mdns", "--wait", "4", "--listen", &listen, "--json"]);
+    let report = good(command.args(["--prompt", "Once", "-n", "4"]));
+    assert_eq!(report["ranks"][0]["name"], "bert");
 }
 
 #[test]

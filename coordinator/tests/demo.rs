@@ -16,6 +16,7 @@ fn the_demo_ends_by_itself_and_leaves_nothing() {
     assert_eq!(report["finish_reason"], "length");
     assert!(report["ttft_ms"].as_f64().unwrap() > 0.0 && report["decode_tps"].as_f64().unwrap() > 0.0);
     let traffic = report["bytes_per_token"].as_object().unwrap();
+    assert!(traffic["head"].as_f64().unwrap() > 0.0, "{traffic:?}");
     assert!(traffic["control"].as_f64().unwrap() > 0.0, "{traffic:?}");
     assert!(traffic["hops"].as_f64().unwrap() + traffic["all_reduce"].as_f64().unwrap() > 0.0, "{traffic:?}");
     // No worker could have held the model, and none held more than the plan lists for it.
@@ -37,7 +38,7 @@ fn the_demo_takes_other_models_strategies_and_sizes() {
     let report = good(
         place
             .shoal()
-            .args(["demo", "--json", "-n", "8", "--workers", "2", "--strategy", "head"])
+            .args(["demo", "--json", "-n", "8", "--workers", "2", "--strategy", "head", "--no-mdns"])
             .args(["--model".as_ref(), model.as_os_str()]),
     );
     assert_eq!(report["strategy"], "head");

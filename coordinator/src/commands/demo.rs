@@ -53,6 +53,9 @@ pub(crate) struct DemoArgs {
     /// Kernel threads of each worker
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
+    /// Do without mDNS: the workers are told where the coordinator is
+    #[arg(long)]
+    pub(crate) no_mdns: bool,
     #[command(flatten)]
     pub(crate) plan: PlanOptions,
     #[command(flatten)]
@@ -145,7 +148,7 @@ async fn gather(
     let mut driver = Driver::start(DriverOptions {
         dir: dir.path().join("coordinator"),
         listen: None,
-        mdns: true,
+        mdns: !args.no_mdns,
         addresses: Vec::new(),
         default_link: Link::LOOPBACK,
         reserve: Bytes(0),
@@ -159,11 +162,17 @@ async fn gather(
         verbose,
         ..LocalOptions::default()
     };
+    if args.no_mdns {
+        options.coordinator = Some(driver.address());
+    }
     let budget = memory.map_or_else(String::new, |memory| format!(", each with {memory} of memory"));
     show.remark(&format!("starting {} workers{budget}", args.workers));
     let mut local = LocalWorkers::start(dir, &token, &options)?;
     let workers = args.workers as usize;
     if !gather_local(&mut driver, &mut local, workers, DISCOVERY, show).await? {
+        if args.no_mdns {
+            return Err(too_few(&driver, workers));
+        }
         show.warn("multicast does not work here: the workers are told the coordinator's address instead");
         options.coordinator = Some(driver.address());
         local.restart(&options)?;
@@ -176,6 +185,10 @@ async fn gather(
         }
     }
     Ok(Attached { local: Some(local), driver })
+}
+
+fn too_few(driver: &Driver, workers: usize) -> Failure {
+    Failure::Lost(format!("only {} of {workers} workers joined in time", driver.connected().len()))
 }
 
 impl DemoArgs {

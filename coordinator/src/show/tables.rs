@@ -182,7 +182,7 @@ fn explain(infeasible: &Infeasible) -> String {
 
 fn new_table(header: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(header);
     for &index in right {
         if let Some(column) = table.column_mut(index) {

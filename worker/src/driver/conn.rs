@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shoal_core::message::{Answer, Order};
@@ -33,11 +34,20 @@ pub(super) enum Incoming {
     Dialled { failure: Option<String> },
 }
 
+/// Bytes of one connection, by kind.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic {
+    pub(super) head: u64,
+    pub(super) control: u64,
+}
+
 /// The connection in use.
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) id: u64,
     pub(super) link: Link,
+    /// Bytes of answers of the output head, as sent.
+    head: Arc<AtomicU64>,
     answers: UnboundedSender<Answer>,
     writer: JoinHandle<ControlSender<Answer>>,
 }
@@ -47,9 +57,16 @@ impl Conn {
     pub(super) fn start(id: u64, conn: Control, inbox: Sender<Incoming>) -> Self {
         let (link, sender, receiver) = conn.split();
         let (answers, queue) = unbounded_channel();
-        let writer = tokio::spawn(write(sender, queue));
+        let head = Arc::new(AtomicU64::new(0));
+        let writer = tokio::spawn(write(link.clone(), sender, queue, Arc::clone(&head)));
         tokio::spawn(read(id, receiver, inbox));
-        Self { id, link, answers, writer }
+        Self { id, link, head, answers, writer }
+    }
+
+    /// Bytes so far: answers of the output head, and all other messages both ways.
+    pub(super) fn traffic(&self) -> Traffic {
+        let (bytes, head) = (self.link.bytes(), self.head.load(Ordering::Relaxed));
+        Traffic { head, control: (bytes.sent + bytes.received).saturating_sub(head) }
     }
 
     /// Sends an answer after those before it.
@@ -140,13 +157,19 @@ pub(super) async fn resolve(names: &[String]) -> Vec<SocketAddr> {
 }
 
 async fn write(
+    link: Link,
     mut sender: ControlSender<Answer>,
     mut queue: UnboundedReceiver<Answer>,
+    head: Arc<AtomicU64>,
 ) -> ControlSender<Answer> {
     while let Some(answer) = queue.recv().await {
+        let before = link.bytes().sent;
         if let Err(error) = sender.send(&answer).await {
             tracing::debug!("failed to send an answer: {}", crate::chain(&error));
             break;
+        }
+        if matches!(answer, Answer::Head { .. } | Answer::Queried { .. }) {
+            head.fetch_add(link.bytes().sent - before, Ordering::Relaxed);
         }
     }
     sender

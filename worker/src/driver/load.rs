@@ -13,6 +13,7 @@ use shoal_net::control::Link;
 use shoal_net::data::DataPeer;
 use tokio::task::JoinHandle;
 
+use super::conn::{Conn, Traffic};
 use super::{Driver, own_failure};
 use crate::runtime::{Loading, failure};
 use crate::store::{Cancel, ChunkFuture, ChunkSource, FetchError, Meter, Needs};
@@ -21,8 +22,8 @@ use crate::store::{Cancel, ChunkFuture, ChunkSource, FetchError, Meter, Needs};
 pub(super) struct Load {
     epoch: Epoch,
     pub(super) meter: Arc<Meter>,
-    /// Control bytes of the connection when the load began: the epoch's are those since.
-    pub(super) control_before: u64,
+    /// The connection's bytes when the load began: the epoch's are those since.
+    pub(super) before: Traffic,
     cancel: Cancel,
     task: Option<JoinHandle<()>>,
     told: (Bytes, Bytes, Bytes),
@@ -38,7 +39,7 @@ impl Load {
         peers: &[Peer],
     ) -> Self {
         let (epoch, meter, cancel) = (plan.epoch, Arc::new(Meter::default()), Cancel::default());
-        let bytes = driver.conn.as_ref().map(|conn| conn.link.bytes()).unwrap_or_default();
+        let before = driver.conn.as_ref().map(Conn::traffic).unwrap_or_default();
         let task = match prepare(driver, &spec, &plan, peers) {
             Ok(link) => {
                 let needs = needs(model, &plan, &spec, driver.node);
@@ -61,7 +62,7 @@ impl Load {
             }
         };
         let told = Default::default();
-        Self { epoch, meter, control_before: bytes.sent + bytes.received, cancel, task, told }
+        Self { epoch, meter, before, cancel, task, told }
     }
 
     /// What has changed since the last call.

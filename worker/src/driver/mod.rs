@@ -277,9 +277,11 @@ impl Driver {
                 Event::Loaded { epoch, result: result.map(|(resident, _)| (resident, fetched)) }
             }
             Event::Reported { epoch, mut counters, resident } => {
-                let bytes = self.conn.as_ref().map(|conn| conn.link.bytes()).unwrap_or_default();
-                let before = self.load.as_ref().map_or(0, |load| load.control_before);
-                counters.control_bytes = (bytes.sent + bytes.received).saturating_sub(before);
+                let now = self.conn.as_ref().map(Conn::traffic).unwrap_or_default();
+                let before = self.load.as_ref().map(|load| load.before).unwrap_or_default();
+                counters.control_bytes = now.control.saturating_sub(before.control);
+                // The compute thread counts what went to other head ranks; the answers leave here.
+                counters.head_bytes += now.head.saturating_sub(before.head);
                 Event::Reported { epoch, counters, resident }
             }
             other => other,
