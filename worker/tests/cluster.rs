@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{Coordinator, Layout, PATIENCE, Process, plan, spec};
+use common::{Coordinator, Layout, Process, plan, spec};
 use shoal_core::frame::{Class, WireType};
 use shoal_core::head::{Candidate, HeadQuery, HeadRequest};
 use shoal_core::ids::{Epoch, SeqId, StepId, Term};
@@ -148,7 +148,7 @@ async fn every_split_speaks_as_the_reference() {
     let spec = spec();
     let dir = tempfile::tempdir().expect("folder");
     let mut coordinator = Coordinator::start(1);
-    let _workers = start(&coordinator, &dir, 3, &[]);
+    let workers = start(&coordinator, &dir, 3, &[]);
     coordinator.gather(3).await;
     let n = coordinator.nodes();
     let (direct, f16) = (AllReduce::Direct, WireType::F16);
@@ -221,15 +221,13 @@ async fn every_split_speaks_as_the_reference() {
     let loaded = coordinator.load(&again).await;
     assert!(loaded.values().all(|(fetched, _)| *fetched == Bytes(0)), "{loaded:?}");
     counter += 1;
-    drop(_workers);
+    drop(workers);
     coordinator.workers.clear();
-    let old = start_again(&coordinator, &dir, 3);
+    let _workers = start_again(&coordinator, &dir, 3);
     coordinator.gather(3).await;
-    while coordinator.peers().len() < 3 {}
     let again = again.with_epoch(epoch(coordinator.term, counter));
     let loaded = load_after_restart(&mut coordinator, &again).await;
     assert!(loaded.values().all(|fetched| *fetched == Bytes(0)), "{loaded:?}");
-    drop(old);
 }
 
 /// The same workers once more; they know their cluster.
@@ -412,83 +410,53 @@ async fn questions_about_a_row_are_answered_until_it_is_settled() {
 }
 
 #[tokio::test]
-async fn coordinators_come_and_go_and_an_older_one_is_refused() {
-    let dir = tempfile::tempdir().expect("folder");
-    let mut first = Coordinator::start(5);
-    let token = first.token_file(1);
-    // A fixed port, so that the next coordinator is found where the first was.
-    let mut worker = Process::start(dir.path(), first.address(), &["--join-file", &token, "--child"]);
-    first.gather(1).await;
-    let n = first.nodes();
+async fn steps_of_several_sequences_are_in_flight_at_once() {
+    let (prompt, wanted) = reference();
     let spec = spec();
-    let layout = Layout {
-        stages: &[(spec.n_layers, &n)],
-        head: &n,
-        way: AllReduce::Direct,
-        sum: WireType::F16,
-        chunk_tokens: 16,
-    };
-    first.load(&plan(&spec, epoch(first.term, 1), &layout)).await;
-    let (address, worker_at) = (first.address(), first.workers[&n[0]].link.address());
-    first.endpoint.close("gone").await;
-    let Coordinator { dir: authority, workers, .. } = first;
-    drop(workers);
-    // The next one dials the worker, with a lower term: refused.
-    let old = Coordinator::start_in(authority, 4);
-    let mut conn = old.endpoint.dial(n[0], &[worker_at]).await.expect("dial");
-    let hello = |term| Order::Hello { protocol: 1, term, cluster: "test".to_owned() };
-    conn.send(&hello(Term(4))).await.expect("hello");
-    match tokio::time::timeout(PATIENCE, conn.recv()).await.expect("in time") {
-        Ok(Answer::Refused { highest_term, reason, .. }) => {
-            assert_eq!(highest_term, Term(5));
-            assert!(reason.contains('4'), "{reason}");
-        }
-        other => panic!("not refused: {other:?}"),
-    }
-    old.endpoint.close("gone").await;
-    assert_ne!(old.address(), address);
-    let Coordinator { dir: authority, .. } = old;
-    let mut next = Coordinator::start_in(authority, 6);
-    let mut conn = next.endpoint.dial(n[0], &[worker_at]).await.expect("dial");
-    conn.send(&hello(Term(6))).await.expect("hello");
-    let answer = tokio::time::timeout(PATIENCE, conn.recv()).await.expect("in time");
-    assert!(matches!(answer, Ok(Answer::Welcome { .. })), "{answer:?}");
-    // A child ends when its standard input closes.
-    drop(worker.child.stdin.take());
-    assert_eq!(worker.wait(Duration::from_secs(3)), Some(0));
-    next.workers.clear();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_used_ends_with_its_exit_code() {
     let dir = tempfile::tempdir().expect("folder");
     let mut coordinator = Coordinator::start(1);
-    let token = coordinator.token_file(1);
-    let address = coordinator.address();
-    let at = |name: &str| dir.path().join(name);
-    let code = |mut process: Process| process.wait(Duration::from_secs(20));
-    // Nothing to belong to; no token in the file; a token that is none.
-    assert_eq!(code(Process::start(&at("a"), address, &[])), Some(3));
-    std::fs::write(at("bad"), "shoal1-nonsense").expect("write");
-    let bad = at("bad");
-    assert_eq!(
-        code(Process::start(&at("a"), address, &["--join-file", bad.to_str().expect("path")])),
-        Some(3)
-    );
-    assert_eq!(code(Process::start(&at("a"), address, &["--frob"])), Some(2));
-    let worker = Process::start(&at("b"), address, &["--join-file", &token]);
-    coordinator.gather(1).await;
-    // The token is used up; the folder is taken; the port is taken.
-    let token = token.as_str();
-    assert_eq!(code(Process::start(&at("c"), address, &["--join-file", token])), Some(3));
-    assert_eq!(code(Process::start(&at("b"), address, &[])), Some(1));
-    let port = coordinator.workers.values().next().expect("worker").link.address().to_string();
-    assert_eq!(code(Process::start(&at("c"), address, &["--join-file", token, "--listen", &port])), Some(1));
-    // A signal ends it in order.
-    let mut worker = worker;
-    let begin = Instant::now();
-    let kill = std::process::Command::new("kill").args(["-TERM", &worker.id()]).status().expect("kill");
-    assert!(kill.success());
-    assert_eq!(worker.wait(Duration::from_secs(3)), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    let _workers = start(&coordinator, &dir, 3, &[]);
+    coordinator.gather(3).await;
+    let n = coordinator.nodes();
+    let stages: &[(u32, &[NodeId])] = &[(2, &n[..1]), (2, &n[1..2]), (spec.n_layers - 4, &n[2..])];
+    let layout = Layout { stages, head: &n, way: AllReduce::Direct, sum: WireType::F16, chunk_tokens: 16 };
+    let plan = plan(&spec, epoch(coordinator.term, 1), &layout);
+    coordinator.load(&plan).await;
+    // Both sequences say the same; every next token is known beforehand, so nothing has to be waited for.
+    let mut tokens = prompt.clone();
+    let (mut position, mut number) = (0, 0);
+    for round in 0..8_usize {
+        let mut steps = Vec::new();
+        for _ in 0..2 {
+            for seq in [1, 2] {
+                if seq == 1 && steps.len() == 2 {
+                    (position, tokens) = (position + tokens.len() as u32, vec![wanted[round * 2]]);
+                }
+                number += 1;
+                let mut next = order(&plan, number, position, &tokens, true);
+                next.runs[0].seq = SeqId(seq);
+                steps.push(next);
+            }
+        }
+        for step in &steps {
+            coordinator.send_all(&Order::Step(Box::new(step.clone()))).await;
+        }
+        let mut best: BTreeMap<StepId, Candidate> = BTreeMap::new();
+        for _ in 0..steps.len() * n.len() {
+            let (_, Some(Answer::Head { step, rows, .. })) = coordinator.next().await else {
+                panic!("no head")
+            };
+            for candidate in rows.iter().flat_map(|row| &row.top) {
+                let known = best.entry(step).or_insert(*candidate);
+                if candidate.logit > known.logit {
+                    *known = *candidate;
+                }
+            }
+        }
+        let said: Vec<u32> = best.values().map(|candidate| candidate.token).collect();
+        let (first, second) = (wanted[round * 2], wanted[round * 2 + 1]);
+        assert_eq!(said, [first, first, second, second], "round {round}");
+        coordinator.send_all(&Order::Settled { epoch: plan.epoch, step: StepId(number) }).await;
+        (position, tokens) = (position + tokens.len() as u32, vec![second]);
+    }
 }

@@ -20,6 +20,8 @@ pub enum ExchangeError {
     Send { to: NodeId, source: SendError },
     #[error("no block came from {from}: {source}")]
     Wait { from: NodeId, source: WaitError },
+    #[error("{0}")]
+    Lost(WaitError),
     #[error("{from} sent a block that is not the plan's: {what}")]
     Malformed { from: NodeId, what: String },
     #[error("{from} sent a block that cannot be read: {source}")]
@@ -40,12 +42,12 @@ impl ExchangeError {
                 _ => None,
             },
             Self::Wait { from, source } => match source {
-                WaitError::PeerLost { node, .. } => Some(*node),
                 WaitError::Deadline => Some(*from),
                 _ => None,
             },
+            Self::Lost(WaitError::PeerLost { node, .. }) => Some(*node),
             Self::Malformed { from, .. } | Self::Unreadable { from, .. } => Some(*from),
-            Self::Encode { .. } | Self::Over => None,
+            Self::Lost(_) | Self::Encode { .. } | Self::Over => None,
         }
     }
 
@@ -160,6 +162,7 @@ impl Exchange {
             Ok(Wake::Block(index, block)) => Ok(Some((index, block))),
             Ok(Wake::Notified) => Ok(None),
             Err(WaitError::Ended { .. }) => Err(ExchangeError::Over),
+            Err(source @ WaitError::PeerLost { .. }) => Err(ExchangeError::Lost(source)),
             // Whom else to name: the first that is waited for.
             Err(source) => Err(match keys.first() {
                 Some(key) => ExchangeError::Wait { from: key.from, source },

@@ -129,8 +129,18 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// [`Process::start`] with environment variables.
+    pub(crate) fn start_with(dir: &Path, address: SocketAddr, more: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut command = Self::command(dir, address, more);
+        Self { child: command.envs(env.iter().copied()).spawn().expect("worker") }
+    }
+
     /// Starts a worker in `dir` that joins the coordinator at `address`.
     pub(crate) fn start(dir: &Path, address: SocketAddr, more: &[&str]) -> Self {
+        Self { child: Self::command(dir, address, more).spawn().expect("worker") }
+    }
+
+    fn command(dir: &Path, address: SocketAddr, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal-worker"));
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("SHOAL_") && variable != "SHOAL_LOG" {
@@ -138,15 +148,17 @@ impl Process {
             }
         }
         let path = |name: &str| dir.join(name).to_str().expect("path").to_owned();
-        command.args(["--no-mdns", "--threads", "1", "--memory", "1GB"]);
-        if !more.contains(&"--listen") {
-            command.args(["--listen", "127.0.0.1:0"]);
+        command.args(["--no-mdns", "--threads", "1"]);
+        for (name, value) in [("--listen", "127.0.0.1:0"), ("--memory", "1GB")] {
+            if !more.contains(&name) {
+                command.args([name, value]);
+            }
         }
         command.args(["--data-dir", &path("data"), "--cache-dir", &path("cache")]);
         command.args(["--coordinator", &address.to_string()]);
         command.args(more);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        Self { child: command.spawn().expect("worker") }
+        command
     }
 
     pub(crate) fn id(&self) -> String {
