@@ -24,6 +24,10 @@ bench:
 lab:
     scripts/lab/two_boards
 
+# Build for 64-bit ARM boards; `just arm test` also tests in an emulator
+arm *what:
+    scripts/arm {{what}}
+
 # Licences and advisories (needs cargo-deny)
 deny:
     cargo deny check

@@ -1,6 +1,7 @@
 //! The model end to end: against the reference, split against unsplit, and with bad input.
 
 mod bad_input;
+mod bits;
 mod head;
 mod invariance;
 mod split;

@@ -115,7 +115,7 @@ fn head_splits_agree_with_the_references() {
 }
 
 /// A tiny model and what the references say of it.
-struct Tiny {
+pub(crate) struct Tiny {
     name: String,
     spec: ModelSpec,
     source: FileSource,
@@ -134,6 +134,17 @@ impl Tiny {
         files.into_iter().map(|path| Self::open(&path))
     }
 
+    /// The one of this name.
+    pub(crate) fn named(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny");
+        Self::open(&folder.join(name).with_extension("gguf"))
+    }
+
+    /// The first prompt of its references.
+    pub(crate) fn prompt(&self) -> Vec<u32> {
+        tokens(&self.reference["cases"][0]["prompt"])
+    }
+
     fn open(path: &Path) -> Self {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let reference = std::fs::read(path.with_extension("json")).unwrap();
@@ -142,7 +153,7 @@ impl Tiny {
         Self { name, spec, source: FileSource::open(path).unwrap(), reference }
     }
 
-    fn cluster(&self, layout: &Layout) -> Cluster {
+    pub(crate) fn cluster(&self, layout: &Layout) -> Cluster {
         Cluster::of(&self.spec, layout.plan(&self.spec), &self.source, 2)
     }
 

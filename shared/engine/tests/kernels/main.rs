@@ -1,6 +1,8 @@
 //! The kernel invariant (a row's result depends on nothing but its own row of weights and of activations), and that the
 //! results are right.
 
+mod bits;
+
 use shoal_core::QuantType;
 use shoal_engine::kernels::{Matrix, Product, Variant, matmul, matmuls_on};
 use shoal_engine::pool::Pool;
