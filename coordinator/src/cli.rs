@@ -42,7 +42,8 @@ pub(crate) struct Global {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Coordinator")]
 pub(crate) struct HomeArgs {
-    /// Configuration file (TOML); by default `config.toml` in the user's configuration folder, if it exists
+    /// Configuration file (TOML) with data-dir, listen, address, no-mdns, wire and memory-reserve; by default
+    /// `config.toml` in the user's configuration folder, if it exists. Arguments and environment go before it
     #[arg(long, value_name = "FILE", env = "SHOAL_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Where identity, cluster, hashes and lock are kept; by default the user's data folder

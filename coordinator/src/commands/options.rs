@@ -44,7 +44,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
     /// Tokens to generate at most; by default until the model ends or the context is full
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: Option<u32>,
     /// Stop before this text is printed; may be given several times
     #[arg(long, value_name = "TEXT")]
@@ -88,14 +88,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct ReachArgs {
-    /// Where workers reach this coordinator; by default any address and a free port
+    /// Where workers reach this coordinator; by default any address and port 7745, or a free one if that is taken
     #[arg(long, value_name = "IP:PORT", env = "SHOAL_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,
     /// A worker to dial where multicast does not work; may be given several times
     #[arg(long, value_name = "IP:PORT", env = "SHOAL_ADDRESS", value_delimiter = ',')]
     pub(crate) address: Vec<SocketAddr>,
     /// Neither advertise nor look for workers over mDNS
-    #[arg(long, env = "SHOAL_NO_MDNS")]
+    #[arg(long, env = "SHOAL_NO_MDNS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) no_mdns: bool,
 }
 

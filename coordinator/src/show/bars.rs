@@ -51,7 +51,7 @@ impl Show {
         }
         let bar = self.hashing.get_or_insert_with(|| {
             let bar = self.multi.add(ProgressBar::new(total));
-            bar.set_style(style("{msg:24} {bar:30} {bytes:>10} of {total_bytes} {eta:>4}"));
+            bar.set_style(style("{msg:24} {bar:30} {decimal_bytes:>10} of {decimal_total_bytes} {eta:>4}"));
             bar.set_message("reading the model");
             bar
         });
@@ -65,7 +65,7 @@ impl Show {
     pub(crate) fn loading(&mut self, node: NodeId, name: &str, done: Bytes, total: Bytes) {
         let bar = self.bars.entry(node).or_insert_with(|| {
             let bar = self.multi.add(ProgressBar::new(total.0));
-            bar.set_style(style("{msg:24} {bar:30} {bytes:>10} of {total_bytes}"));
+            bar.set_style(style("{msg:24} {bar:30} {decimal_bytes:>10} of {decimal_total_bytes}"));
             bar.set_message(format!("loading {name}"));
             bar
         });
