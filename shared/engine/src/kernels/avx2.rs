@@ -23,6 +23,21 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn halves(bytes: &[u8], out: &mut [f32]) {
+        let (eights, rest) = out.as_chunks_mut::<8>();
+        for (to, from) in eights.iter_mut().zip(bytes.as_chunks::<16>().0) {
+            // SAFETY: the processor has F16C, the caller says; both sides hold 8 numbers.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
+            };
+        }
+        for (to, from) in rest.iter_mut().zip(bytes[16 * eights.len()..].as_chunks().0) {
+            // SAFETY: the processor has F16C, the caller says.
+            *to = unsafe { Self::half(u16::from_le_bytes(*from)) };
+        }
+    }
+
+    #[inline(always)]
     unsafe fn dot<const R: usize, const FINE: bool>(
         panel: &Panel,
         chunks: usize,

@@ -1,9 +1,10 @@
 //! Products with float weights: `F32`, `F16`, `BF16`.
 //!
-//! Plain code: compiled inside a function for an instruction set, the loops over 16 lanes become its vector instructions.
+//! Plain code save for widening f16: compiled inside a function for an instruction set, the loops over 16 lanes become its
+//! vector instructions.
 
-use super::{Job, LANES, Lanes};
-use crate::quant::{bf16_to_f32, f16_to_f32};
+use super::{Isa, Job, LANES, Lanes};
+use crate::quant::bf16_to_f32;
 
 /// Weights widened at a time.
 const PANEL: usize = 256;
@@ -20,14 +21,17 @@ pub(super) struct BF16;
 pub(super) trait Widen {
     const BYTES: usize;
     /// Widens as many weights as the panel holds.
-    fn panel(bytes: &[u8], panel: &mut [f32]);
+    ///
+    /// # Safety
+    /// The processor has `I`'s instruction set.
+    unsafe fn panel<I: Isa>(bytes: &[u8], panel: &mut [f32]);
 }
 
 impl Widen for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    fn panel(bytes: &[u8], panel: &mut [f32]) {
+    unsafe fn panel<I: Isa>(bytes: &[u8], panel: &mut [f32]) {
         panel.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
     }
 }
@@ -36,11 +40,9 @@ impl Widen for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    fn panel(bytes: &[u8], panel: &mut [f32]) {
-        panel
-            .iter_mut()
-            .zip(bytes.as_chunks().0)
-            .for_each(|(to, from)| *to = f16_to_f32(u16::from_le_bytes(*from)));
+    unsafe fn panel<I: Isa>(bytes: &[u8], panel: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { I::halves(bytes, panel) };
     }
 }
 
@@ -48,7 +50,7 @@ impl Widen for BF16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    fn panel(bytes: &[u8], panel: &mut [f32]) {
+    unsafe fn panel<I: Isa>(bytes: &[u8], panel: &mut [f32]) {
         panel
             .iter_mut()
             .zip(bytes.as_chunks().0)
@@ -57,9 +59,9 @@ impl Widen for BF16 {
 }
 
 /// # Safety
-/// As [`Job::run`].
+/// As [`Job::run`], and the processor has `I`'s instruction set.
 #[inline(always)]
-pub(super) unsafe fn rows<W: Widen>(job: Job<'_>) {
+pub(super) unsafe fn rows<I: Isa, W: Widen>(job: Job<'_>) {
     let Job { w, x, y, first, end } = job;
     let cols = w.cols();
     let mut panel = [0.0f32; PANEL];
@@ -72,7 +74,8 @@ pub(super) unsafe fn rows<W: Widen>(job: Job<'_>) {
             for start in (0..cols).step_by(PANEL) {
                 let len = PANEL.min(cols - start);
                 let panel = &mut panel[..len];
-                W::panel(&bytes[start * W::BYTES..], panel);
+                // SAFETY: the processor has the instruction set.
+                unsafe { W::panel::<I>(&bytes[start * W::BYTES..], panel) };
                 let stretch = |r: usize| &x.values()[(tile + r) * cols + start..][..len];
                 let (fours, rest) = sums[..t].as_chunks_mut::<REGISTER_ROWS>();
                 for (i, sums) in fours.iter_mut().enumerate() {

@@ -195,9 +195,9 @@ impl Job<'_> {
         // SAFETY: the caller's promise, which is each callee's.
         unsafe {
             match self.w.kind() {
-                QuantType::F32 => floats::rows::<floats::F32>(self),
-                QuantType::F16 => floats::rows::<floats::F16>(self),
-                QuantType::BF16 => floats::rows::<floats::BF16>(self),
+                QuantType::F32 => floats::rows::<I, floats::F32>(self),
+                QuantType::F16 => floats::rows::<I, floats::F16>(self),
+                QuantType::BF16 => floats::rows::<I, floats::BF16>(self),
                 QuantType::Q8_0 => I::blocks::<Q8_0>(self),
                 QuantType::Q4_0 => I::blocks::<Q4_0>(self),
                 QuantType::Q4_1 => I::blocks::<Q4_1>(self),
@@ -252,6 +252,12 @@ trait Isa {
     /// # Safety
     /// The processor has the instruction set.
     unsafe fn half(bits: u16) -> f32;
+
+    /// Widens little-endian f16 numbers, exactly, as many as `out` holds.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn halves(bytes: &[u8], out: &mut [f32]);
 
     /// Adds the products of a panel's integer weights and `R` activation rows to `acc`, as the module's expression says.
     /// `FINE`: the two groups of a chunk have scales of their own.

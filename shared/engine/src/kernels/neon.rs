@@ -31,6 +31,11 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    unsafe fn halves(bytes: &[u8], out: &mut [f32]) {
+        halves(bytes, out);
+    }
+
+    #[inline(always)]
     unsafe fn dot<const R: usize, const FINE: bool>(
         panel: &Panel,
         chunks: usize,
@@ -61,6 +66,11 @@ impl Isa for Dotprod {
     }
 
     #[inline(always)]
+    unsafe fn halves(bytes: &[u8], out: &mut [f32]) {
+        halves(bytes, out);
+    }
+
+    #[inline(always)]
     unsafe fn dot<const R: usize, const FINE: bool>(
         panel: &Panel,
         chunks: usize,
@@ -82,6 +92,27 @@ impl Isa for Dotprod {
     unsafe fn blocks<F: Format>(job: Job<'_>) {
         // SAFETY: the caller's promise.
         unsafe { blocks::rows::<Self, F>(job) }
+    }
+}
+
+#[inline(always)]
+fn halves(bytes: &[u8], out: &mut [f32]) {
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (to, from) in fours.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        // SAFETY: widening halves is part of the target's baseline; both sides hold 4 numbers.
+        unsafe {
+            let wide: float32x4_t;
+            asm!(
+                "fcvtl {wide:v}.4s, {halves:v}.4h",
+                wide = out(vreg) wide,
+                halves = in(vreg) vld1_u8(from.as_ptr()),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            vst1q_f32(to.as_mut_ptr(), wide);
+        }
+    }
+    for (to, from) in rest.iter_mut().zip(bytes[8 * fours.len()..].as_chunks().0) {
+        *to = f16_to_f32(u16::from_le_bytes(*from));
     }
 }
 

@@ -19,6 +19,13 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    unsafe fn halves(bytes: &[u8], out: &mut [f32]) {
+        out.iter_mut()
+            .zip(bytes.as_chunks().0)
+            .for_each(|(to, &from)| *to = f16_to_f32(u16::from_le_bytes(from)));
+    }
+
+    #[inline(always)]
     unsafe fn dot<const R: usize, const FINE: bool>(
         panel: &Panel,
         chunks: usize,

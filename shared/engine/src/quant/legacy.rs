@@ -110,15 +110,13 @@ fn nibbles(q: &mut [i8; 32], bytes: &[u8; 16], offset: i8) {
 /// Low nibbles and fifth bits: bit `j` is 16 in weight `j`.
 #[inline(always)]
 fn five_bits(q: &mut [i8; 32], bits: &[u8; 4], low: &[u8; 16], offset: i8) {
+    // Bit `j mod 8` in byte `j`: a comparison of whole vectors, where shifts would go weight by weight.
+    const BITS: [[u8; 8]; 4] = [[1, 2, 4, 8, 16, 32, 64, 128]; 4];
     nibbles(q, low, 0);
-    let mut fifth = [[0u8; 8]; 4];
-    for (fifth, &byte) in fifth.iter_mut().zip(bits) {
-        // Byte `j` of the word gets bit `j` alone; adding 127 moves it, if set, to the byte's top.
-        let spread = (u64::from(byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
-        *fifth = ((spread + 0x7f7f_7f7f_7f7f_7f7f) >> 3 & 0x1010_1010_1010_1010).to_le_bytes();
-    }
-    for (q, &fifth) in q.iter_mut().zip(fifth.as_flattened()) {
-        *q = (*q | fifth as i8) - offset;
+    let bytes = bits.map(|byte| [byte; 8]);
+    for ((q, byte), bit) in q.iter_mut().zip(bytes.as_flattened()).zip(BITS.as_flattened()) {
+        let fifth = if byte & bit == 0 { 0 } else { 16 };
+        *q = (*q | fifth) - offset;
     }
 }
 
