@@ -49,6 +49,14 @@ fn the_demo_takes_other_models_strategies_and_sizes() {
 }
 
 #[test]
+fn long_planning_loses_nobody() {
+    let place = Place::new();
+    let report = good(place.shoal().args(["demo", "--json", "-n", "4", "--workers", "5", "--no-mdns"]));
+    assert_eq!(numbers(&report["token_ids"]).len(), 4);
+    place.assert_nothing_left();
+}
+
+#[test]
 fn people_see_the_plan_the_story_and_the_figures() {
     let place = Place::new();
     let output =

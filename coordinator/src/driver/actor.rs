@@ -27,12 +27,18 @@ const INBOX: usize = 1024;
 /// Time between two tries to reach workers that are known and not connected.
 const REDIAL: Duration = Duration::from_secs(2);
 
+/// The machine's ordinary work takes microseconds; only planning takes longer than this.
+const LONG_WORK: Duration = Duration::from_millis(50);
+
 /// How long workers may take to drop their shards when the command ends.
 const UNLOAD: Duration = Duration::from_secs(2);
 
 pub(super) struct Actor {
     machine: Machine,
     start: Instant,
+    /// Time in which the machine itself was at work for long: it does not count as silence of the workers, which
+    /// nobody asked for a sign of life meanwhile. Planning for many devices takes seconds.
+    stalled: Duration,
     hello: Order,
     options: DriverOptions,
     authority: Arc<Authority>,
@@ -69,6 +75,7 @@ impl Actor {
         Self {
             machine: Machine::new(Config { term, default_link: options.default_link }),
             start: Instant::now(),
+            stalled: Duration::ZERO,
             hello: greeting(term, &authority.id().fingerprint()),
             book: Book::open(&options.dir),
             options,
@@ -99,7 +106,7 @@ impl Actor {
             {
                 break;
             }
-            let due = self.machine.poll_timeout().map(|due| self.start + due);
+            let due = self.machine.poll_timeout().map(|due| self.start + self.stalled + due);
             let due = due.into_iter().chain(closing).min();
             // What has arrived goes before what is due: a late answer is still an answer.
             tokio::select! {
@@ -115,7 +122,7 @@ impl Actor {
                 Some(incoming) = self.inbox.recv() => self.incoming(incoming),
                 Some(arrival) = self.endpoint.arrival() => self.arrival(arrival),
                 Some(event) = next(&mut browser) => self.discovered(event),
-                () = until(due) => self.machine.handle_timeout(self.start.elapsed()),
+                () = until(due) => self.work(|machine, now| machine.handle_timeout(now)),
                 _ = redial.tick() => self.redial(),
             }
         }
@@ -127,7 +134,25 @@ impl Actor {
     }
 
     fn feed(&mut self, event: Event) {
-        self.machine.handle_event(self.start.elapsed(), event);
+        self.work(|machine, now| machine.handle_event(now, event));
+    }
+
+    /// Lets the machine work at its own time: the clock's, less what its own long work took.
+    fn work(&mut self, work: impl FnOnce(&mut Machine, Duration)) {
+        let before = self.start.elapsed();
+        let now = before.saturating_sub(self.stalled);
+        match self.machine.state() {
+            // Here it may plan. The connections' tasks must not wait behind this thread meanwhile.
+            State::Idle | State::Gathering | State::Profiling | State::Linking => {
+                tokio::task::block_in_place(|| work(&mut self.machine, now));
+            }
+            _ => work(&mut self.machine, now),
+        }
+        let took = self.start.elapsed().saturating_sub(before);
+        if took > LONG_WORK {
+            tracing::debug!("planning took {took:?}");
+            self.stalled += took;
+        }
     }
 
     fn tell(&self, update: Update) {
