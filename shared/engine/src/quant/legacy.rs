@@ -116,7 +116,7 @@ fn five_bits(q: &mut [i8; 32], bits: &[u8; 4], low: &[u8; 16], offset: i8) {
     let bytes = bits.map(|byte| [byte; 8]);
     for ((q, byte), bit) in q.iter_mut().zip(bytes.as_flattened()).zip(BITS.as_flattened()) {
         let fifth = if byte & bit == 0 { 0 } else { 16 };
-        *q = (*q | fifth) - offset;
+        *q = (*q | fifth).wrapping_sub(offset);
     }
 }
 
