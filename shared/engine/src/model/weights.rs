@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use shoal_core::QuantType;
 use shoal_core::ids::NodeId;
 use shoal_core::model::{LayerRole, ModelError, ModelSpec, Role, TensorSpec};
@@ -24,6 +24,11 @@ use crate::quant::dequantize_row;
 /// Bytes of a band of rows of which a column cut keeps its part: large enough to read at the disk's
 /// rate, small beside any model.
 const BAND_BYTES: usize = 256 << 10;
+
+/// Matrices from this size on have pages of their own, which go back to the system the moment the shard
+/// is dropped. An allocator keeps large blocks that were freed once, so an idle worker would still hold
+/// the last job's shard. Below it the waste of a part of a page would tell.
+const PAGES_BYTES: usize = 128 << 10;
 
 /// Why a shard could not be loaded.
 #[derive(Debug, Error)]
@@ -61,8 +66,33 @@ pub(super) struct Stored {
 }
 
 enum Storage {
+    /// Small ones.
     Owned(Vec<u8>),
+    /// Pages of its own.
+    Pages(MmapMut),
     Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl Storage {
+    /// Zeros, or `None` where memory lacks.
+    fn zeroed(len: usize) -> Option<Self> {
+        if len >= PAGES_BYTES {
+            return MmapMut::map_anon(len).ok().map(Self::Pages);
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).ok()?;
+        bytes.resize(len, 0);
+        Some(Self::Owned(bytes))
+    }
+
+    /// To be filled; a mapped file never is.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Pages(pages) => pages,
+            Self::Mapped(..) => &mut [],
+        }
+    }
 }
 
 impl Stored {
@@ -86,6 +116,7 @@ impl Stored {
     fn bytes(&self) -> &[u8] {
         match &self.storage {
             Storage::Owned(bytes) => bytes,
+            Storage::Pages(pages) => pages,
             Storage::Mapped(map, range) => &map[range.clone()],
         }
     }
@@ -93,6 +124,7 @@ impl Stored {
     fn owned_bytes(&self) -> usize {
         match &self.storage {
             Storage::Owned(bytes) => bytes.capacity(),
+            Storage::Pages(pages) => pages.len(),
             Storage::Mapped(..) => 0,
         }
     }
@@ -294,9 +326,9 @@ impl Parts {
 }
 
 fn read_vector(tensor: &TensorSpec, source: &dyn WeightSource) -> Result<Vec<f32>, LoadError> {
-    let bytes = read(tensor, tensor.offset, tensor.bytes(), source)?;
+    let mut stored = read(tensor, tensor.offset, tensor.bytes(), source)?;
     let mut values = vec![0.0; tensor.cols as usize];
-    dequantize_row(tensor.kind, &bytes, &mut values);
+    dequantize_row(tensor.kind, stored.bytes_mut(), &mut values);
     Ok(values)
 }
 
@@ -305,16 +337,16 @@ fn map_table(tensor: &TensorSpec, source: &dyn WeightSource) -> Result<Stored, L
     let storage = match source.map() {
         Some(map) if map.len() >= range.end => Storage::Mapped(map, range),
         Some(_) => return Err(read_error(tensor)(std::io::ErrorKind::UnexpectedEof.into())),
-        None => Storage::Owned(read(tensor, tensor.offset, tensor.bytes(), source)?),
+        None => read(tensor, tensor.offset, tensor.bytes(), source)?,
     };
     Ok(Stored { kind: tensor.kind, rows: tensor.rows as usize, cols: tensor.cols as usize, storage })
 }
 
 fn read_rows(slice: Slice<'_>, rows: Span, source: &dyn WeightSource) -> Result<Stored, LoadError> {
     let tensor = slice.tensor;
-    let bytes = read(tensor, slice.file_range().start, slice.bytes(), source)?;
+    let storage = read(tensor, slice.file_range().start, slice.bytes(), source)?;
     let (rows, cols) = (rows.len() as usize, tensor.cols as usize);
-    Ok(Stored { kind: tensor.kind, rows, cols, storage: Storage::Owned(bytes) })
+    Ok(Stored { kind: tensor.kind, rows, cols, storage })
 }
 
 fn read_columns(slice: Slice<'_>, held: Span, source: &dyn WeightSource) -> Result<Stored, LoadError> {
@@ -322,15 +354,18 @@ fn read_columns(slice: Slice<'_>, held: Span, source: &dyn WeightSource) -> Resu
     let width = |cols: u32| tensor.kind.row_bytes(u64::from(cols)).unwrap_or(0) as usize;
     let (row, first, end) = (tensor.row_bytes() as usize, width(held.first), width(held.end));
     let rows = tensor.rows as usize;
-    let mut bytes = reserve(tensor, slice.bytes())?;
+    let mut storage = zeroed(tensor, slice.bytes())?;
     let rows_per_band = (BAND_BYTES / row.max(1)).clamp(1, rows.max(1));
     let mut band = vec![0; rows_per_band * row];
+    let mut kept = storage.bytes_mut().chunks_exact_mut((end - first).max(1));
     for start in (0..rows).step_by(rows_per_band) {
         let band = &mut band[..rows_per_band.min(rows - start) * row];
         source.read_range(tensor.offset + (start * row) as u64, band).map_err(read_error(tensor))?;
-        band.chunks_exact(row).for_each(|row| bytes.extend_from_slice(&row[first..end]));
+        for (row, kept) in band.chunks_exact(row).zip(&mut kept) {
+            kept.copy_from_slice(&row[first..end]);
+        }
     }
-    Ok(Stored { kind: tensor.kind, rows, cols: held.len() as usize, storage: Storage::Owned(bytes) })
+    Ok(Stored { kind: tensor.kind, rows, cols: held.len() as usize, storage })
 }
 
 fn read(
@@ -338,18 +373,16 @@ fn read(
     offset: u64,
     len: Bytes,
     source: &dyn WeightSource,
-) -> Result<Vec<u8>, LoadError> {
-    let mut bytes = reserve(tensor, len)?;
-    bytes.resize(len.0 as usize, 0);
-    source.read_range(offset, &mut bytes).map_err(read_error(tensor))?;
-    Ok(bytes)
+) -> Result<Storage, LoadError> {
+    let mut storage = zeroed(tensor, len)?;
+    source.read_range(offset, storage.bytes_mut()).map_err(read_error(tensor))?;
+    Ok(storage)
 }
 
-/// An empty vector with room for exactly `len` bytes.
-fn reserve(tensor: &TensorSpec, len: Bytes) -> Result<Vec<u8>, LoadError> {
-    let mut bytes = Vec::new();
-    let room = usize::try_from(len.0).ok().and_then(|len| bytes.try_reserve_exact(len).ok());
-    room.map(|()| bytes).ok_or_else(|| LoadError::Memory(tensor.role.tensor_name(), len))
+/// Room for exactly `len` bytes.
+fn zeroed(tensor: &TensorSpec, len: Bytes) -> Result<Storage, LoadError> {
+    let room = usize::try_from(len.0).ok().and_then(Storage::zeroed);
+    room.ok_or_else(|| LoadError::Memory(tensor.role.tensor_name(), len))
 }
 
 fn read_error(tensor: &TensorSpec) -> impl FnOnce(std::io::Error) -> LoadError + '_ {
