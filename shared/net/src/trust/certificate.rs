@@ -35,7 +35,7 @@ pub enum CertificateError {
     Malformed,
     #[error("its key is not an Ed25519 key")]
     KeyType,
-    #[error("it is not signed by this cluster's authority ({authority:?})")]
+    #[error("it is not signed by this cluster's authority ({})", authority.fingerprint())]
     Authority { authority: AuthorityId },
     #[error("it does not name the node of its key ({node})")]
     Name { node: NodeId },
@@ -45,7 +45,7 @@ pub enum CertificateError {
     WrongRole { node: NodeId, found: Role, wanted: Role },
     #[error("it is that of node {found}, not of {wanted}")]
     WrongNode { found: NodeId, wanted: NodeId },
-    #[error("its authority is {found:?}, not {wanted:?} which the token names")]
+    #[error("its authority is {}, not {} which the token names", found.fingerprint(), wanted.fingerprint())]
     WrongAuthority { found: AuthorityId, wanted: AuthorityId },
     #[error("no authority's certificate came with it")]
     NoAuthority,
