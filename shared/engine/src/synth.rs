@@ -6,7 +6,7 @@
 
 use std::io::Write;
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -15,6 +15,7 @@ use shoal_core::model::shapes::{FileType, Shape};
 use shoal_core::model::{LayerRole, Role, TensorSpec};
 
 use crate::gguf::{Array, GgufError, GgufWriter, TensorInfo, Value};
+use crate::quant::candle_type;
 
 /// Distinct rows a tensor is drawn from: enough that no two neighbouring rows repeat a pattern, few
 /// enough that quantizing them takes milliseconds.
@@ -107,30 +108,12 @@ fn pool(tensor: &TensorSpec, rng: &mut ChaCha8Rng) -> Result<Vec<u8>, candle_cor
     let values: Vec<f32> = (0..rows * tensor.cols).map(|_| mean + deviation * normal(rng)).collect();
     let shape = (rows as usize, tensor.cols as usize);
     let tensor_f32 = Tensor::from_vec(values, shape, &Device::Cpu)?;
-    Ok(QTensor::quantize(&tensor_f32, ggml(tensor.kind))?.data()?.into_owned())
+    Ok(QTensor::quantize(&tensor_f32, candle_type(tensor.kind))?.data()?.into_owned())
 }
 
 /// Nearly normal: the sum of twelve uniform numbers less its mean (Irwin and Hall), the same on every processor.
 fn normal(rng: &mut ChaCha8Rng) -> f32 {
     (0..12).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
-}
-
-fn ggml(kind: QuantType) -> GgmlDType {
-    match kind {
-        QuantType::F32 => GgmlDType::F32,
-        QuantType::F16 => GgmlDType::F16,
-        QuantType::BF16 => GgmlDType::BF16,
-        QuantType::Q8_0 => GgmlDType::Q8_0,
-        QuantType::Q4_0 => GgmlDType::Q4_0,
-        QuantType::Q4_1 => GgmlDType::Q4_1,
-        QuantType::Q5_0 => GgmlDType::Q5_0,
-        QuantType::Q5_1 => GgmlDType::Q5_1,
-        QuantType::Q2_K => GgmlDType::Q2K,
-        QuantType::Q3_K => GgmlDType::Q3K,
-        QuantType::Q4_K => GgmlDType::Q4K,
-        QuantType::Q5_K => GgmlDType::Q5K,
-        QuantType::Q6_K => GgmlDType::Q6K,
-    }
 }
 
 fn metadata(writer: &mut GgufWriter, shape: &Shape, file: FileType) -> Result<(), SynthError> {

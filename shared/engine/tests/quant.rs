@@ -1,27 +1,9 @@
 //! Our block decoders against candle's, on rows that candle quantized and on arbitrary blocks.
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use shoal_core::QuantType;
-use shoal_engine::quant::dequantize_row;
-
-fn dtype(kind: QuantType) -> GgmlDType {
-    match kind {
-        QuantType::F32 => GgmlDType::F32,
-        QuantType::F16 => GgmlDType::F16,
-        QuantType::BF16 => GgmlDType::BF16,
-        QuantType::Q8_0 => GgmlDType::Q8_0,
-        QuantType::Q4_0 => GgmlDType::Q4_0,
-        QuantType::Q4_1 => GgmlDType::Q4_1,
-        QuantType::Q5_0 => GgmlDType::Q5_0,
-        QuantType::Q5_1 => GgmlDType::Q5_1,
-        QuantType::Q2_K => GgmlDType::Q2K,
-        QuantType::Q3_K => GgmlDType::Q3K,
-        QuantType::Q4_K => GgmlDType::Q4K,
-        QuantType::Q5_K => GgmlDType::Q5K,
-        QuantType::Q6_K => GgmlDType::Q6K,
-    }
-}
+use shoal_engine::quant::{candle_type, dequantize_row};
 
 /// Numbers in about -3 to 3, the same each time.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -38,7 +20,7 @@ fn rows_decode_like_candle() {
     for kind in QuantType::ALL {
         let (rows, cols) = (7, 768);
         let source = Tensor::from_vec(noise(rows * cols, 5), (rows, cols), &Device::Cpu).unwrap();
-        let tensor = QTensor::quantize(&source, dtype(kind)).unwrap();
+        let tensor = QTensor::quantize(&source, candle_type(kind)).unwrap();
         let bytes = tensor.data().unwrap();
         let expected: Vec<Vec<f32>> = tensor.dequantize(&Device::Cpu).unwrap().to_vec2().unwrap();
         let row_bytes = kind.row_bytes(cols as u64).unwrap() as usize;
@@ -55,7 +37,7 @@ fn rows_decode_like_candle() {
 #[test]
 fn a_short_row_is_whole_blocks_of_32() {
     let source = Tensor::from_vec(noise(96, 6), (1, 96), &Device::Cpu).unwrap();
-    let tensor = QTensor::quantize(&source, GgmlDType::Q5_1).unwrap();
+    let tensor = QTensor::quantize(&source, candle_type(QuantType::Q5_1)).unwrap();
     let expected: Vec<f32> =
         tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let mut ours = vec![0.0; 96];

@@ -1,7 +1,7 @@
 //! The compute thread: owns the shard and the kernel pool, runs steps in order, serves the output head.
 //!
 //! One plain thread, never an async runtime's, does everything that touches weights. It takes
-//! [`Command`]s from the driver and tells it [`Event`]s; blocks of activations it sends and awaits itself
+//! commands from the driver and tells it [`Event`]s; blocks of activations it sends and awaits itself
 //! on the data plane. While it waits for its next input it serves head work and questions, head work
 //! first; so no rank ever waits for a rank that waits for it.
 //!

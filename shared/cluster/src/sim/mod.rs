@@ -4,7 +4,7 @@
 //! is a delay; a stream never reorders), requests, and faults: crashes, closed connections, pauses, failed
 //! steps, failed loads, absurd profiles, slow nodes. The engine is a fake whose logits are a hash of the
 //! sequence's history, so that every emitted token can be checked. After every event the invariants of
-//! [`check`] are tested. A failed run returns the seed's log.
+//! `check` are tested. A failed run returns the seed's log.
 
 mod check;
 mod fabric;

@@ -2,12 +2,14 @@
 //! format that activations are quantized to. No threads and no products here: those are `kernels`.
 
 mod activations;
+mod candle;
 mod half;
 mod k_quants;
 mod legacy;
 
 pub(crate) use activations::quantize_block;
 pub use activations::{Activations, BLOCK};
+pub use candle::candle_type;
 pub(crate) use half::{bf16_to_f32, f16_to_f32};
 use shoal_core::QuantType;
 
