@@ -211,11 +211,14 @@ pub struct ModelSpec {
 }
 
 /// A model whose parts do not fit each other.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ModelError {
     /// A count that is zero, too large, or does not divide what it must.
     #[error("{what} is {value}, which is not possible here: {why}")]
     Dimension { what: &'static str, value: u64, why: &'static str },
+    /// A constant of the arithmetic that gives no numbers.
+    #[error("{what} is {value}, which is not possible here: {why}")]
+    Constant { what: &'static str, value: f32, why: &'static str },
     /// A tensor the forward pass needs.
     #[error("tensor {0} is missing")]
     Missing(String),
@@ -356,12 +359,12 @@ impl ModelSpec {
         if self.rope.dims == 0 || !self.rope.dims.is_multiple_of(2) || self.rope.dims > self.head_dim {
             return fail("the rotated part of a head", self.rope.dims, "it must be even and within the head");
         }
-        if !(self.norm_eps.is_finite()
-            && self.norm_eps >= 0.0
-            && self.rope.base.is_finite()
-            && self.rope.base > 0.0)
-        {
-            return fail("the norm's epsilon or the rotation's base", 0, "it must be finite and positive");
+        let constant = |what, value, why| Err(ModelError::Constant { what, value, why });
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return constant("the norm's epsilon", self.norm_eps, "it must be finite and not negative");
+        }
+        if !(self.rope.base.is_finite() && self.rope.base > 0.0) {
+            return constant("the rotation's base", self.rope.base, "it must be finite and positive");
         }
         Ok(())
     }

@@ -74,7 +74,8 @@ pub fn spec(gguf: &Gguf, fallback_name: &str) -> Result<ModelSpec, SpecError> {
     let n_heads = n_heads.ok_or_else(|| keys.missing("attention.head_count"))?;
     let n_kv_heads = keys.uniform("attention.head_count_kv")?.unwrap_or(n_heads);
     let head_dim = head_dim(&keys, d_model, n_heads)?;
-    let vocab = gguf.tensor(&Role::TokenEmbedding.tensor_name()).map_or(0, TensorInfo::rows);
+    let embedding = Role::TokenEmbedding.tensor_name();
+    let vocab = gguf.tensor(&embedding).map(TensorInfo::rows).ok_or(ModelError::Missing(embedding))?;
     let n_layers = keys.number("block_count")?;
     let ffn = keys.uniform("feed_forward_length")?.ok_or_else(|| keys.missing("feed_forward_length"))?;
     refuse_scales(&keys)?;

@@ -255,7 +255,8 @@ fn files_that_are_no_model_for_us_are_refused_by_name() {
         ("llama.embedding_length", Value::U32(0), "0"),
         ("llama.rope.scaling.factor", Value::F32(-2.0), "llama.rope.scaling.factor is -2"),
         ("llama.rope.dimension_count", Value::U32(33), "rotated part"),
-        ("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon is NaN"),
+        ("llama.rope.freq_base", Value::F32(-1.0), "the rotation's base is -1"),
     ] {
         let message = message(with(key, value.clone()));
         assert!(message.contains(named), "{key} = {value:?}: {message}");
@@ -267,8 +268,10 @@ fn files_that_are_no_model_for_us_are_refused_by_name() {
         let message = message(spec_of(|_| {}, |_| true, Some((name, &[32]))));
         assert!(message.contains(&format!("does not know tensor {name}")), "{message}");
     }
-    let missing = message(spec_of(|_| {}, |tensor| tensor.name != "blk.2.ffn_up.weight", None));
-    assert!(missing.contains("blk.2.ffn_up.weight is missing"), "{missing}");
+    for name in ["token_embd.weight", "blk.2.ffn_up.weight"] {
+        let missing = message(spec_of(|_| {}, |tensor| tensor.name != name, None));
+        assert!(missing.contains(&format!("{name} is missing")), "{missing}");
+    }
 }
 
 #[test]
