@@ -122,6 +122,7 @@ fn hostile_templates_end_with_an_error() {
             "{{% set x %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}",
             "y".repeat(100_000)
         ),
+        "{% set x = 'é' * 9999999 %}{% for i in range(9999) %}{{ x[9999998] }}{% endfor %}".to_owned(),
         "{% macro r() %}{{ r() }}{% endmacro %}{{ r() }}".to_owned(),
         nested("1 + ", 100_000, ""),
         nested("(", 3_000, ")"),

@@ -26,6 +26,7 @@ pub(super) mod names {
     pub(crate) const ATTRIBUTE: &str = ".";
     pub(crate) const MADE: &str = "=";
     pub(crate) const COMPARED: &str = "==";
+    pub(crate) const READ: &str = "[]";
     pub(crate) const ITERATED: &str = "for";
 }
 
@@ -185,7 +186,7 @@ fn expr<'a>(e: &ast::Expr<'a>) -> ast::Expr<'a> {
             if of_block { copy } else { filter(names::MADE, copy, Vec::new(), e.span()) }
         }
         Expr::Test(e) => {
-            let copy = ast::Test { name: e.name, expr: expr(&e.expr), args: arguments(&e.args) };
+            let copy = ast::Test { name: e.name, expr: read(&e.expr, e.span()), args: arguments(&e.args) };
             Expr::Test(spanned(copy, e.span()))
         }
         Expr::GetAttr(e) if METHODS.contains(&e.name) => {
@@ -195,7 +196,8 @@ fn expr<'a>(e: &ast::Expr<'a>) -> ast::Expr<'a> {
             Expr::GetAttr(spanned(ast::GetAttr { expr: expr(&e.expr), name: e.name }, e.span()))
         }
         Expr::GetItem(e) => {
-            let copy = ast::GetItem { expr: expr(&e.expr), subscript_expr: expr(&e.subscript_expr) };
+            let subscript_expr = expr(&e.subscript_expr);
+            let copy = ast::GetItem { expr: read(&e.expr, e.span()), subscript_expr };
             Expr::GetItem(spanned(copy, e.span()))
         }
         Expr::Call(e) => call(e, e.span()),
@@ -213,6 +215,11 @@ fn expr<'a>(e: &ast::Expr<'a>) -> ast::Expr<'a> {
             Expr::Map(spanned(copy, e.span()))
         }
     }
+}
+
+/// What is looked into: counted, since finding a place in a text reads all before it.
+fn read<'a>(e: &ast::Expr<'a>, span: Span) -> ast::Expr<'a> {
+    filter(names::READ, expr(e), Vec::new(), span)
 }
 
 /// A comparison; one of `in` and `not in` alone is replaced.
