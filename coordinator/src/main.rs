@@ -18,13 +18,12 @@ mod show;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logs(cli.global.verbose);
+    worker::start_logs(cli.global.verbose);
     match commands::run(cli) {
         Ok(code) => code,
         Err(failure) => {
@@ -34,28 +33,4 @@ fn main() -> ExitCode {
             failure.code()
         }
     }
-}
-
-/// Logs go to standard error: warnings only, unless `-v` or `SHOAL_LOG` asks for more.
-fn start_logs(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let default = || {
-        EnvFilter::new(format!("warn,shoal={level},worker={level},shoal_net={level},shoal_cluster={level}"))
-    };
-    let filter = if verbose > 0 {
-        default()
-    } else {
-        EnvFilter::try_from_env("SHOAL_LOG").unwrap_or_else(|_| default())
-    };
-    // A second subscriber cannot be set, and there is none before this one.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .try_init();
 }

@@ -63,6 +63,9 @@ fn boards_join_by_token_and_serve_one_command_after_another() {
     names.sort_unstable();
     assert_eq!(names, ["anna", "bert"]);
     assert!(devices.iter().all(|device| device["usable_bytes"] == 20_000_000));
+    // Idle, they hold nothing of a model, but are processes all the same.
+    assert!(devices.iter().all(|device| device["accounted_bytes"] == 0));
+    assert!(devices.iter().all(|device| device["resident_bytes"].as_u64().unwrap() > 1 << 20), "{devices:?}");
 
     // A run over both, and then the same without one of them.
     let model = common::model("Q4_0").unwrap();

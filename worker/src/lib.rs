@@ -9,9 +9,8 @@
 //! | [`runtime`] | the compute thread: steps, the output head, the all-reduce |
 //! | [`driver`] | the control side: joining, the coordinator's connection, the state machine |
 //!
-//! Both binaries call [`main`]: `shoal worker`, after it has set up its logs, and `shoal-worker`, which
-//! [`start_logs`] first. Everything that computes is on plain threads; the async runtime only moves
-//! messages.
+//! Both binaries call [`start_logs`] first, and then [`main`] (`shoal` for `shoal worker` alone). Everything
+//! that computes is on plain threads; the async runtime only moves messages.
 
 pub mod args;
 pub mod driver;
@@ -123,24 +122,35 @@ fn try_main(args: WorkerArgs) -> Result<(), WorkerError> {
     result
 }
 
-/// Logs to standard error: warnings only, unless `-v` or SHOAL_LOG asks for more.
+/// Logs to standard error: warnings only: warnings only, unless `-v` or SHOAL_LOG asks for more.
 pub fn start_logs(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let default = format!("warn,worker={level},shoal_net={level},shoal_cluster={level},shoal_engine={level}");
     let asked = std::env::var("SHOAL_LOG").ok().filter(|_| verbose == 0);
-    let filter = tracing_subscriber::EnvFilter::new(asked.unwrap_or(default));
     // A second subscriber cannot be set, and there is none before this one.
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(asked.unwrap_or_else(|| log_filter(verbose))))
         .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .try_init();
+}
+
+/// What is logged at this many `-v`. Warnings of the libraries below (a network that cannot be reached, a
+/// foreign packet) are retried or reported by Shoal itself, so they are shown only to who asks for more.
+fn log_filter(verbose: u8) -> String {
+    let (own, libraries) = match verbose {
+        0 => ("warn", "error"),
+        1 => ("info", "warn"),
+        2 => ("debug", "warn"),
+        _ => ("trace", "warn"),
+    };
+    let own_targets =
+        ["shoal", "worker", "shoal_net", "shoal_cluster", "shoal_engine"].map(|target| (target, own));
+    let below = ["quinn", "quinn_proto", "quinn_udp", "mdns_sd", "rustls"].map(|target| (target, libraries));
+    let mut filter = "warn".to_owned();
+    for (target, level) in own_targets.into_iter().chain(below) {
+        filter.push_str(&format!(",{target}={level}"));
+    }
+    filter
 }
 
 /// Completes at SIGTERM, SIGINT, or, for a child, when standard input ends. From then on the process has
@@ -189,4 +199,45 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::EnvFilter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("log").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn warnings_of_libraries_are_for_who_asks() {
+        let logged = |verbose| {
+            let (log, filter) = (Log::default(), EnvFilter::new(log_filter(verbose)));
+            let writer = log.clone();
+            let subscriber =
+                tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer.clone());
+            tracing::subscriber::with_default(subscriber.finish(), || {
+                tracing::warn!(target: "quinn_udp", "sendmsg error");
+                tracing::warn!(target: "shoal::driver", "own warning");
+                tracing::info!(target: "shoal_net::gate", "own news");
+            });
+            let text = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
+            ["sendmsg error", "own warning", "own news"].map(|part| text.contains(part))
+        };
+        assert_eq!(logged(0), [false, true, false]);
+        assert_eq!(logged(1), [true, true, true]);
+    }
 }

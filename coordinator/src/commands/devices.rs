@@ -169,7 +169,8 @@ impl DeviceView {
             // An idle worker holds nothing of any model.
             accounted_bytes: Some(0),
             planned_bytes: None,
-            resident_bytes: None,
+            // Zero is a system that does not tell.
+            resident_bytes: Some(info.resident.0).filter(|&bytes| bytes > 0),
             hardware: Some(info.hardware.clone()),
             threads: Some(info.threads),
             version: Some(info.version.clone()),

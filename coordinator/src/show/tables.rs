@@ -109,8 +109,8 @@ pub(crate) fn choice_tables(choice: &Choice, spec: &ModelSpec, names: &BTreeMap<
 
 /// Who is there.
 pub(crate) fn devices_table(devices: &[DeviceView]) -> String {
-    let header = ["node", "name", "address", "state", "memory", "usable", "accounted", "resident"];
-    let mut table = new_table(&header, &[4, 5, 6, 7]);
+    let header = ["node", "name", "address", "state", "memory", "usable", "accounted", "planned", "resident"];
+    let mut table = new_table(&header, &[4, 5, 6, 7, 8]);
     let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "—".to_owned(), |bytes| Bytes(bytes).to_string());
     for device in devices {
         table.add_row([
@@ -121,6 +121,7 @@ pub(crate) fn devices_table(devices: &[DeviceView]) -> String {
             bytes(device.memory_bytes),
             bytes(device.usable_bytes),
             bytes(device.accounted_bytes),
+            bytes(device.planned_bytes),
             bytes(device.resident_bytes),
         ]);
     }

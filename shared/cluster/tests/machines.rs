@@ -34,6 +34,7 @@ fn info(node: NodeId) -> NodeInfo {
         threads: 1,
         memory: Bytes::mib(64),
         usable: Bytes::mib(64),
+        resident: Bytes::mib(1),
         data_port: 1,
     }
 }
@@ -259,6 +260,85 @@ fn an_absurd_profile_leaves_its_node_out_and_a_twin_is_refused() {
         )
     );
     assert_eq!(machine.plan().unwrap().nodes(), [node(1)]);
+}
+
+/// Three workers measure their links; `broken` pairs cannot. Those left out.
+fn linked(broken: &[(usize, usize)]) -> (coordinator::Machine, Vec<NodeId>) {
+    let mut machine = coordinator::Machine::new(Config { term: Term(4), default_link: Link::LOOPBACK });
+    let options = Options { strategy: Some(Strategy::Head), ..Options::default() };
+    let mut job = job(3, Planning::Choose(options));
+    job.measure_links = true;
+    machine.handle_event(Duration::ZERO, News::Start(job));
+    let mut nodes: Vec<NodeId> = (0..3).map(node).collect();
+    nodes.sort();
+    for &node in &nodes {
+        let addresses = vec!["127.0.0.1:1".to_owned()];
+        machine.handle_event(Duration::ZERO, News::Connected { info: Box::new(info(node)), addresses });
+    }
+    let say = |machine: &mut coordinator::Machine, node, answer| {
+        machine.handle_event(Duration::from_millis(1), News::Answer { node, answer });
+    };
+    for &node in &nodes {
+        let profile = device(0, 1.0, Bytes(1)).profile;
+        say(&mut machine, node, Answer::Profiled(Ok(Box::new(profile))));
+    }
+    assert_eq!(machine.state(), State::Linking);
+    let mut out = Vec::new();
+    while let Some(action) = machine.poll_action() {
+        match action {
+            Told::Send { node, order: Order::Links { peers } } => {
+                let bad = peers.iter().map(|peer| peer.node).find(|&peer| {
+                    broken.iter().any(|&(a, b)| {
+                        let pair = [nodes[a], nodes[b]];
+                        pair.contains(&node) && pair.contains(&peer)
+                    })
+                });
+                let failed = |peer| Failure { message: "it is not there".to_owned(), blame: Some(peer) };
+                let result = bad.map_or(Ok(Vec::new()), |peer| Err(failed(peer)));
+                say(&mut machine, node, Answer::LinksMeasured(result));
+            }
+            Told::LeftOut(left) if left.reason.contains("it is not there") => {
+                assert!(left.reason.contains(&left.name), "{}", left.reason);
+                out.push(left.node);
+            }
+            _ => {}
+        }
+    }
+    (machine, out)
+}
+
+#[test]
+fn only_the_node_that_cannot_be_reached_is_left_out() {
+    let mut nodes: Vec<NodeId> = (0..3).map(node).collect();
+    nodes.sort();
+    let out = |broken: &[(usize, usize)]| {
+        let (machine, out) = linked(broken);
+        assert_eq!(machine.state(), State::Loading);
+        out
+    };
+    assert_eq!(out(&[]), []);
+    // The one that is blamed, not the one that says so.
+    assert_eq!(out(&[(0, 1)]), [nodes[1]]);
+    // Whoever reaches nobody goes, also where it is the one that measures first.
+    for lone in 0..3 {
+        let broken: Vec<_> = (0..3).filter(|&other| other != lone).map(|other| (lone, other)).collect();
+        assert_eq!(out(&broken), [nodes[lone]], "{lone}");
+    }
+    // None reaches any other: one is left.
+    assert_eq!(out(&[(0, 1), (0, 2), (1, 2)]).len(), 2);
+}
+
+#[test]
+fn links_that_nobody_asked_for_change_nothing() {
+    let mut machine = profiling(2, Strategy::Head);
+    drop(told(&mut machine));
+    let mut nodes = [node(0), node(1)];
+    nodes.sort();
+    // No links are asked for here: the answer changes nothing.
+    let failure = Failure { message: "what".to_owned(), blame: Some(nodes[1]) };
+    let answer = Answer::LinksMeasured(Err(failure));
+    machine.handle_event(Duration::from_millis(1), News::Answer { node: nodes[0], answer });
+    assert_eq!((machine.state(), told(&mut machine).len()), (State::Profiling, 0));
 }
 
 #[test]

@@ -113,6 +113,9 @@ pub struct NodeInfo {
     pub memory: Bytes,
     /// What weights, KV and buffers may take.
     pub usable: Bytes,
+    /// Resident set of the process at the greeting, when it holds nothing of any model; zero where the
+    /// system does not tell.
+    pub resident: Bytes,
     /// Port of the data plane.
     pub data_port: u16,
 }

@@ -111,6 +111,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         threads: settings.threads,
         memory: memory.total,
         usable,
+        resident: crate::machine::process_resident(),
         data_port: plane.local_address().port(),
     };
     tracing::info!(
@@ -292,7 +293,10 @@ impl Driver {
     fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                Action::Reply(answer) => {
+                Action::Reply(mut answer) => {
+                    if let Answer::Welcome { info, .. } = &mut answer {
+                        info.resident = crate::machine::process_resident();
+                    }
                     if let Some(conn) = &self.conn {
                         conn.send(answer);
                     }

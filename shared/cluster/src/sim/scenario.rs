@@ -183,6 +183,7 @@ pub(super) fn info(index: usize) -> NodeInfo {
         threads: 1,
         memory: Bytes::mib(64),
         usable: Bytes::mib(32),
+        resident: Bytes::mib(1),
         data_port: 1,
     }
 }
