@@ -7,6 +7,7 @@ use shoal_core::message::{Answer, Order};
 use shoal_core::profile::DeviceProfile;
 use shoal_core::{Epoch, NodeId, Plan};
 
+use super::links::BadLink;
 use super::members::Members;
 use super::serving::Serving;
 use super::{Action, Config, Event, Failed, Job, State};
@@ -43,7 +44,10 @@ pub(super) enum Work {
     Linking {
         team: Team,
         current: NodeId,
+        /// The peers to which `current` was told to measure.
+        asked: BTreeSet<NodeId>,
         waiting: VecDeque<NodeId>,
+        bad: Vec<BadLink>,
         until: Duration,
     },
     Loading(Box<Serving>, BTreeMap<NodeId, super::phases::Loading>),

@@ -19,6 +19,7 @@
 //! closes, when nothing was heard of it for [`DEAD_AFTER`], or when a step it has to answer is past its
 //! deadline. Answers of another epoch or step than those in force are ignored.
 
+mod links;
 mod machine;
 mod members;
 mod phases;

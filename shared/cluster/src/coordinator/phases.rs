@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use shoal_core::message::{Failure, Order, Peer, Resident};
-use shoal_core::profile::{DeviceProfile, LinkProfile};
+use shoal_core::profile::DeviceProfile;
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Plan};
 
 use super::machine::{Machine, Team, Work};
 use super::serving::Serving;
-use super::{Action, Failed, Job, LINKS_DEADLINE, LOAD_STALL, PROFILE_DEADLINE, Planning, UNLOAD_DEADLINE};
+use super::{Action, Failed, Job, LOAD_STALL, PROFILE_DEADLINE, Planning, UNLOAD_DEADLINE};
 use crate::cost::{Cluster, Device, Prediction, predict};
 use crate::planner::{Choice, Options, choose};
 
@@ -125,58 +125,7 @@ impl Machine {
             return self.plan_and_load(now, team);
         }
         let waiting: VecDeque<NodeId> = team.nodes.iter().copied().collect();
-        self.next_links(now, team, waiting);
-    }
-
-    /// Has the next node measure its links to those after it.
-    fn next_links(&mut self, now: Duration, team: Team, mut waiting: VecDeque<NodeId>) {
-        while let Some(current) = waiting.pop_front() {
-            let peers = self.peers(waiting.iter().copied());
-            if !team.nodes.contains(&current) || peers.is_empty() {
-                continue;
-            }
-            if let Some(member) = self.members.get_mut(current) {
-                member.links_due += 1;
-            }
-            self.send(current, Order::Links { peers });
-            self.work = Work::Linking { team, current, waiting, until: now + LINKS_DEADLINE };
-            return;
-        }
-        self.plan_and_load(now, team);
-    }
-
-    pub(super) fn links_measured(
-        &mut self,
-        now: Duration,
-        node: NodeId,
-        result: Result<Vec<LinkProfile>, Failure>,
-    ) {
-        let due = self.members.get_mut(node).map(|member| {
-            member.links_due = member.links_due.saturating_sub(1);
-            member.links_due
-        });
-        if due != Some(0) || !matches!(&self.work, Work::Linking { current, .. } if *current == node) {
-            return;
-        }
-        match result {
-            Ok(mut links) => {
-                links.retain(|link| link.from == node || link.to == node);
-                links.retain(|link| self.links.insert(link));
-                self.act(Action::LinksMeasured { node, links });
-                self.links_go_on(now);
-            }
-            Err(failure) => {
-                let name = self.members.name(node);
-                self.drop_from_team(now, node, name, &failure.message);
-            }
-        }
-    }
-
-    fn links_go_on(&mut self, now: Duration) {
-        match std::mem::replace(&mut self.work, Work::Idle) {
-            Work::Linking { team, waiting, .. } => self.next_links(now, team, waiting),
-            other => self.work = other,
-        }
+        self.next_links(now, team, waiting, Vec::new());
     }
 
     /// A worker will not take part in the job that is being prepared.
@@ -205,7 +154,7 @@ impl Machine {
         self.all_profiled(now);
     }
 
-    fn plan_and_load(&mut self, now: Duration, team: Team) {
+    pub(super) fn plan_and_load(&mut self, now: Duration, team: Team) {
         self.epochs += 1;
         let epoch = Epoch { term: self.config.term, counter: self.epochs };
         let (plan, choice, prediction) = match self.plan_for(&team, epoch) {
@@ -267,7 +216,7 @@ impl Machine {
         Cluster { devices: team.nodes.iter().filter_map(device).collect(), links: self.links.clone() }
     }
 
-    fn peers(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<Peer> {
+    pub(super) fn peers(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<Peer> {
         let peer = |node| Some(Peer { node, addresses: self.members.get(node)?.addresses.clone() });
         nodes.filter_map(peer).collect()
     }

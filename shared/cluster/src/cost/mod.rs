@@ -182,7 +182,7 @@ pub struct Prediction {
     pub lower_bound_ms: f64,
     /// Decode time of each stage for one stream, hops and sums included.
     pub stage_ms: Vec<f64>,
-    /// Time of a full prefill chunk through the slowest stage, for deadlines.
+    /// Time of one full prefill chunk through the whole plan, all stages and hops, for deadlines.
     pub chunk_ms: f64,
     /// By node id.
     pub nodes: Vec<NodePrediction>,
