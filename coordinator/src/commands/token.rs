@@ -62,7 +62,7 @@ pub(crate) fn run(args: &TokenArgs, config: &Config) -> Outcome {
     }
     let dir = config.data_dir.join("coordinator");
     let authority =
-        Authority::load_or_create(&dir).map_err(|error| Failure::machine("load the authority", error))?;
+        Authority::load_or_create(&dir).map_err(|error| Failure::input("use the authority", error))?;
     let token = issue_token(&TokenStore::new(&dir), &authority, args.uses, args.ttl)?;
     print(args, token, None)
 }

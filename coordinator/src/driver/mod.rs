@@ -130,7 +130,7 @@ impl Driver {
         })?;
         let term = lock.raise_term().map_err(|error| Failure::machine("raise the term", error))?;
         let authority =
-            Authority::load_or_create(dir).map_err(|error| Failure::machine("load the authority", error))?;
+            Authority::load_or_create(dir).map_err(|error| Failure::input("use the authority", error))?;
         let authority = Arc::new(authority);
         let tokens = TokenStore::new(dir);
         let endpoint = bind(options.listen, &authority, &tokens)?;
