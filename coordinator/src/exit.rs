@@ -16,13 +16,13 @@ Exit codes:
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The machine: a file, a port, a lock.
-    #[error("{0:#}")]
+    #[error("{}", chain(.0))]
     Machine(anyhow::Error),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
     /// A model, prompt or other input that cannot be used.
-    #[error("{0:#}")]
+    #[error("{}", chain(.0))]
     Input(anyhow::Error),
     /// Nobody can hold the model.
     #[error("{0}")]
@@ -72,6 +72,18 @@ impl Failure {
     }
 }
 
+/// What was tried and why it failed, each cause once: some libraries' texts hold those of their causes.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{cause}");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +93,10 @@ mod tests {
         let input = Failure::input("read the prompt", anyhow::anyhow!("it is empty"));
         assert_eq!(input.to_string(), "failed to read the prompt: it is empty");
         assert_eq!(input.code(), ExitCode::from(3));
+        let source = std::io::Error::other("the disk is full");
+        let error = anyhow::Error::new(source).context("failed to write at byte 0: the disk is full");
+        let once = "failed to write x: failed to write at byte 0: the disk is full";
+        assert_eq!(Failure::machine("write x", error).to_string(), once);
         assert_eq!(Failure::Usage(String::new()).code(), ExitCode::from(2));
         assert_eq!(Failure::NoPlan(String::new()).code(), ExitCode::from(4));
         assert_eq!(Failure::Lost(String::new()).code(), ExitCode::from(5));

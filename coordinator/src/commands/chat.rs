@@ -119,7 +119,7 @@ async fn answer(
     sampling: &SamplingArgs,
     context: u32,
 ) -> Outcome<String> {
-    let prompt = prompt_tokens(model, &conversation.render()?, false, context)?;
+    let prompt = prompt_tokens(model, &conversation.render()?, context)?;
     let wanted = Wanted {
         prompt,
         params: sampling.params(model.spec.vocab, 0)?,

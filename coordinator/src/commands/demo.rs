@@ -94,7 +94,7 @@ pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
     let seed = args.sampling.seed.unwrap_or(STORY_SEED);
     let sampling = SamplingArgs { seed: Some(seed), ..args.sampling.clone() };
     let params = sampling.params(model.spec.vocab, seed)?;
-    let prompt = prompt_tokens(&model, &args.prompt, true, context)?;
+    let prompt = prompt_tokens(&model, &args.prompt, context)?;
     let memory = args.budget(config, &model, context, &show);
     runtime::block_on(async {
         let Attached { local, mut driver } = gather(args, dir, memory, verbose, &show).await?;
@@ -104,7 +104,8 @@ pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
         let plan = &serving.planned.plan;
         let names = &serving.planned.names;
         if !args.json {
-            show.remark(&format!("loaded: {} fetched and verified", Bytes(serving.fetched)));
+            let fetched: Bytes = serving.fetched.values().copied().sum();
+            show.remark(&format!("loaded: {fetched} fetched and verified"));
             let reason =
                 serving.planned.choice.as_ref().map(|choice| choice.reason.as_str()).unwrap_or_default();
             out::line(&format!(
@@ -125,7 +126,8 @@ pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
         let text = |piece: &str| if args.json { Ok(()) } else { out::text(piece) };
         let generated = generate(&mut driver, &model, wanted, text).await?;
         let after = driver.report(plan.nodes()).await?;
-        let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after);
+        let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after)
+            .fetched(&serving.fetched);
         if args.json {
             out::json(&report)?;
         } else {

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::Args;
+use shoal_core::Bytes;
 
 use super::attach::{Attached, attach, check_context, job, keep_profiles, open, ready};
 use super::options::{ClusterArgs, ModelArg, PlanOptions, SamplingArgs};
@@ -72,6 +73,8 @@ pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
         keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let plan = &serving.planned.plan;
+        let fetched: Bytes = serving.fetched.values().copied().sum();
+        show.remark(&format!("loaded: {fetched} fetched and verified"));
         let wanted = Wanted {
             prompt: tokens,
             params,
@@ -84,7 +87,8 @@ pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
         let generated = generate(&mut driver, &model, wanted, text).await?;
         let after = driver.report(plan.nodes()).await?;
         let names = &serving.planned.names;
-        let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after);
+        let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after)
+            .fetched(&serving.fetched);
         if args.json {
             out::json(&report)?;
         } else if std::io::stdout().is_terminal() {
@@ -126,10 +130,10 @@ impl RunArgs {
 
     fn tokens(&self, model: &Model, prompt: &str, context: u32) -> Outcome<Vec<u32>> {
         if !self.chat {
-            return prompt_tokens(model, prompt, true, context);
+            return prompt_tokens(model, prompt, context);
         }
         let mut conversation = Conversation::new(model, self.system.as_deref())?;
         conversation.user(prompt);
-        prompt_tokens(model, &conversation.render()?, false, context)
+        prompt_tokens(model, &conversation.render()?, context)
     }
 }

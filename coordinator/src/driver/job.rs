@@ -8,7 +8,7 @@ use shoal_cluster::cost::Workload;
 use shoal_cluster::planner::{Choice, NoPlan, Options};
 use shoal_core::plan::{Plan, Strategy, Wire};
 use shoal_core::profile::DeviceProfile;
-use shoal_core::{Epoch, NodeId};
+use shoal_core::{Bytes, Epoch, NodeId};
 
 use super::{Driver, Update};
 use crate::exit::{Failure, Outcome};
@@ -45,8 +45,8 @@ pub(crate) struct Planned {
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) planned: Planned,
-    /// Bytes of the model that were fetched, all workers together.
-    pub(crate) fetched: u64,
+    /// Bytes of the model that each worker fetched.
+    pub(crate) fetched: BTreeMap<NodeId, Bytes>,
 }
 
 impl JobOptions {
@@ -115,16 +115,18 @@ pub(crate) async fn plan(
 /// # Errors
 /// The cluster was lost.
 pub(crate) async fn load(driver: &mut Driver, planned: Planned, show: &mut Show) -> Outcome<Serving> {
-    let mut all_fetched = 0;
+    let mut fetched_by = BTreeMap::new();
     loop {
         match driver.next().await? {
             Update::Machine(Action::Progress { node, done, total, .. }) => {
                 show.loading(node, &driver.name(node), done, total);
             }
-            Update::Machine(Action::Loaded { fetched, .. }) => all_fetched += fetched.0,
+            Update::Machine(Action::Loaded { node, fetched, .. }) => {
+                fetched_by.insert(node, fetched);
+            }
             Update::Machine(Action::Ready) => {
                 show.loaded();
-                return Ok(Serving { planned, fetched: all_fetched });
+                return Ok(Serving { planned, fetched: fetched_by });
             }
             Update::Machine(action) => check(action)?,
             _ => {}

@@ -39,23 +39,18 @@ pub(crate) fn seed() -> u64 {
     now.as_nanos() as u64
 }
 
-/// The tokens of a prompt. `raw` text gets what the vocabulary puts before a text (BOS) and holds no special tokens;
-/// the text of a rendered template holds its own.
+/// The tokens of a prompt: BOS where the vocabulary asks for one and the text does not begin with it, then the text with
+/// the special tokens it names. Nothing is put behind it: the model goes on where the prompt ends.
 ///
 /// # Errors
 /// No token at all, or no room left in the context for an answer.
-pub(crate) fn prompt_tokens(model: &Model, text: &str, raw: bool, context: u32) -> Outcome<Vec<u32>> {
-    let tokens = if raw {
-        model.tokenizer.encode(text, true, false)
-    } else {
-        let mut tokens = model.tokenizer.encode(text, true, true);
-        // A template that writes BOS itself must not get a second one.
-        let bos = model.tokenizer.bos();
-        if model.tokenizer.add_bos() && tokens.len() > 1 && Some(tokens[0]) == bos && Some(tokens[1]) == bos {
-            tokens.remove(0);
-        }
-        tokens
-    };
+pub(crate) fn prompt_tokens(model: &Model, text: &str, context: u32) -> Outcome<Vec<u32>> {
+    let mut tokens = model.tokenizer.encode(text, false, true);
+    // A template often writes BOS itself.
+    let bos = model.tokenizer.bos().filter(|_| model.tokenizer.add_bos());
+    if let Some(bos) = bos.filter(|&bos| tokens.first() != Some(&bos)) {
+        tokens.insert(0, bos);
+    }
     if tokens.is_empty() {
         let error = anyhow::anyhow!("it is empty, and this model starts a text with no token of its own");
         return Err(Failure::input("use the prompt", error));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use shoal_core::message::{Counters, Resident};
 use shoal_core::plan::{Plan, PlanView, Strategy};
-use shoal_core::{ModelSpec, NodeId, shard};
+use shoal_core::{Bytes, ModelSpec, NodeId, shard};
 
 use super::Generated;
 
@@ -65,6 +65,8 @@ pub(crate) struct RankReport {
     pub(crate) accounted_bytes: u64,
     /// What the plan lists for this node at most.
     pub(crate) planned_bytes: u64,
+    /// What it fetched of the model for this plan: zero where all was in its cache or a local copy.
+    pub(crate) fetched_bytes: u64,
 }
 
 /// Counters of all workers at one time.
@@ -106,6 +108,14 @@ impl<'a> RunReport<'a> {
             ranks: plan.nodes().iter().map(rank).collect(),
             plan: plan.view(),
         }
+    }
+
+    /// The same with what each node fetched.
+    pub(crate) fn fetched(mut self, by: &BTreeMap<NodeId, Bytes>) -> Self {
+        for rank in &mut self.ranks {
+            rank.fetched_bytes = by.get(&rank.node).map_or(0, |bytes| bytes.0);
+        }
+        self
     }
 }
 
@@ -168,6 +178,7 @@ impl RankReport {
             resident_bytes: resident.process.0,
             accounted_bytes: resident.accounted.total().0,
             planned_bytes: shard::footprint(plan, spec, node).total().0,
+            fetched_bytes: 0,
         }
     }
 }

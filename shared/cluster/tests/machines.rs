@@ -320,9 +320,9 @@ fn only_the_node_that_cannot_be_reached_is_left_out() {
     // The one that is blamed, not the one that says so.
     assert_eq!(out(&[(0, 1)]), [nodes[1]]);
     // Whoever reaches nobody goes, also where it is the one that measures first.
-    for lone in 0..3 {
+    for (lone, node) in nodes.into_iter().enumerate() {
         let broken: Vec<_> = (0..3).filter(|&other| other != lone).map(|other| (lone, other)).collect();
-        assert_eq!(out(&broken), [nodes[lone]], "{lone}");
+        assert_eq!(out(&broken), [node], "{lone}");
     }
     // None reaches any other: one is left.
     assert_eq!(out(&[(0, 1), (0, 2), (1, 2)]).len(), 2);

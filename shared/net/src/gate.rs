@@ -8,18 +8,19 @@
 //!   so no stream can carry anything yet.
 //! - A peer that has only a key (joining) may then send [`JOIN_WINDOW`] bytes.
 //!
-//! Every refusal is one log line with the address and the reason.
+//! Every refusal is one log line with the address and the reason, up to [`WARNINGS`] of them in a while.
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::quic::{self, HANDSHAKE, LinkError};
+use crate::quic::{self, CloseCode, HANDSHAKE, LinkError};
 use crate::tls::{self, Admit, Verdict};
 use crate::trust::{CertificateError, Credentials};
 
@@ -31,6 +32,13 @@ pub const INCOMING_BYTES: u64 = 8 << 10;
 
 /// What a connected peer may send before its role is known: a join request has under 100 bytes.
 pub const JOIN_WINDOW: u32 = 4 << 10;
+
+/// Refusals an endpoint warns of in each [`WARNING_PERIOD`]: enough to see who it is that knocks, too few to fill a
+/// board's disk. The others are logged at debug level and counted.
+const WARNINGS: u32 = 16;
+
+/// See [`WARNINGS`].
+const WARNING_PERIOD: Duration = Duration::from_secs(10);
 
 /// Who is let in, and what the endpoint shows.
 #[derive(Debug, Clone)]
@@ -67,6 +75,7 @@ impl Gate {
         F: Future<Output = ()> + Send + 'static,
     {
         let pending = Arc::new(Semaphore::new(PENDING));
+        let warnings = Arc::new(Warnings::default());
         while let Some(incoming) = endpoint.accept().await {
             if !incoming.remote_address_validated() {
                 if let Err(error) = incoming.retry() {
@@ -80,7 +89,7 @@ impl Gate {
                 incoming.refuse();
                 continue;
             };
-            let (gate, serve) = (self.clone(), serve.clone());
+            let (gate, serve, warnings) = (self.clone(), serve.clone(), warnings.clone());
             tokio::spawn(async move {
                 let address = quic::plain(incoming.remote_address());
                 match gate.admit(incoming, permit).await {
@@ -88,7 +97,13 @@ impl Gate {
                     Err(Refusal::Quiet(reason)) => {
                         tracing::debug!(%address, "refused a connection: {reason}")
                     }
-                    Err(Refusal::Loud(reason)) => tracing::warn!(%address, "refused a connection: {reason}"),
+                    Err(Refusal::Loud(reason)) => match warnings.take() {
+                        Some(0) => tracing::warn!(%address, "refused a connection: {reason}"),
+                        Some(unsaid) => {
+                            tracing::warn!(%address, unsaid, "refused a connection: {reason}")
+                        }
+                        None => tracing::debug!(%address, "refused a connection: {reason}"),
+                    },
                 }
             });
         }
@@ -131,7 +146,13 @@ impl Gate {
                 ours.join(", ")
             ));
         }
-        Refusal::Loud(quic::chain(&quic::ended(quic::plain(address), error, b"")))
+        match quic::ended(quic::plain(address), error, b"") {
+            // Both sides dialled at once and it kept the other connection: nobody was refused.
+            error @ LinkError::Closed { code: CloseCode::Replaced, .. } => {
+                Refusal::Quiet(quic::chain(&error))
+            }
+            error => Refusal::Loud(quic::chain(&error)),
+        }
     }
 
     fn config(&self, verdict: Arc<Verdict>) -> Result<ServerConfig, LinkError> {
@@ -154,8 +175,51 @@ enum Refusal {
     Loud(String),
 }
 
+/// What an endpoint may still warn of in this period.
+#[derive(Debug, Default)]
+struct Warnings(Mutex<WarningState>);
+
+#[derive(Debug, Default)]
+struct WarningState {
+    since: Option<Instant>,
+    said: u32,
+    unsaid: u64,
+}
+
+impl Warnings {
+    /// Whether a warning may be given now, and how many were kept back before it.
+    fn take(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.since.is_none_or(|since| since.elapsed() >= WARNING_PERIOD) {
+            state.since = Some(Instant::now());
+            state.said = 0;
+        }
+        if state.said == WARNINGS {
+            state.unsaid += 1;
+            return None;
+        }
+        state.said += 1;
+        Some(std::mem::take(&mut state.unsaid))
+    }
+}
+
 /// Gives a peer whose role is known the room it needs.
 pub(crate) fn widen(connection: &Connection, bidirectional: u32, window: u32) {
     connection.set_receive_window(VarInt::from_u32(window));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(bidirectional));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_bounded_and_counted() {
+        let warnings = Warnings::default();
+        assert!((0..WARNINGS).all(|_| warnings.take() == Some(0)));
+        assert!((0..3).all(|_| warnings.take().is_none()));
+        warnings.0.lock().unwrap().since = Instant::now().checked_sub(WARNING_PERIOD);
+        assert_eq!(warnings.take(), Some(3));
+        assert_eq!(warnings.take(), Some(0));
+    }
 }

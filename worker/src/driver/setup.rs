@@ -108,6 +108,7 @@ async fn join(
     let wanted = token.authority().fingerprint();
     let mut seen: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
     let mut told = false;
+    let mut complaint = None;
     loop {
         let mut addresses = conn::resolve(&settings.coordinators).await;
         addresses.extend(seen.values().flatten());
@@ -117,7 +118,14 @@ async fn join(
                 Err(error @ (JoinError::Token(_) | JoinError::Version { .. })) => {
                     return Err(WorkerError::Join(error));
                 }
-                Err(error) => tracing::warn!("failed to join, trying again: {}", crate::chain(&error)),
+                Err(error) => {
+                    // Said once for each reason: a coordinator that is not there yet is asked every second.
+                    let reason = crate::chain(&error);
+                    if complaint.as_ref() != Some(&reason) {
+                        tracing::warn!("failed to join, trying again: {reason}");
+                    }
+                    complaint = Some(reason);
+                }
             }
         } else if !std::mem::replace(&mut told, true) {
             tracing::info!("looking for the coordinator of cluster {wanted}");
