@@ -23,6 +23,9 @@ use crate::quic::{self, CloseCode, DEAD_AFTER, Dial};
 use crate::tls::{ALPN_DATA, ALPN_PROBE, Admit, WantedServer};
 use crate::trust::{Credentials, PublicKey, Role, verify};
 
+/// Streams a peer opens to us on a connection: one for each class.
+const STREAMS: u32 = 2;
+
 /// What one stream may have on its way: several times what gigabit Ethernet or Wi-Fi holds.
 const STREAM_WINDOW: u32 = 2 << 20;
 
@@ -213,9 +216,10 @@ impl Context {
         Ok(())
     }
 
-    /// Reads the peer's streams until the connection ends.
+    /// Reads the peer's streams until the connection ends. Further streams than this version's are never read: each
+    /// has room of its own for blocks that wait, so there must not be more of them.
     async fn watch(self, connection: Connection, node: NodeId, mut first: Option<RecvStream>) {
-        loop {
+        for _ in 0..STREAMS {
             let stream = match first.take() {
                 Some(stream) => Ok(stream),
                 None => accept(&connection).await,
@@ -320,7 +324,7 @@ async fn skip(stream: &mut RecvStream, mut bytes: usize) -> bool {
 
 fn transport() -> TransportConfig {
     let mut transport = quic::transport();
-    transport.max_concurrent_uni_streams(VarInt::from_u32(2));
+    transport.max_concurrent_uni_streams(VarInt::from_u32(STREAMS));
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
     transport.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
     transport.receive_window(VarInt::from_u32(2 * STREAM_WINDOW));
