@@ -16,13 +16,13 @@ Exit codes:
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The machine: a file, a port, a lock.
-    #[error("{}", chain(.0))]
+    #[error("{}", chain(.0.as_ref()))]
     Machine(anyhow::Error),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
     /// A model, prompt or other input that cannot be used.
-    #[error("{}", chain(.0))]
+    #[error("{}", chain(.0.as_ref()))]
     Input(anyhow::Error),
     /// Nobody can hold the model.
     #[error("{0}")]
@@ -72,14 +72,16 @@ impl Failure {
     }
 }
 
-/// What was tried and why it failed, each cause once: some libraries' texts hold those of their causes.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+/// An error and its causes, each once: some libraries' texts hold those of their causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
         if !text.ends_with(&cause) {
-            let separator = if text.is_empty() { "" } else { ": " };
-            text = format!("{text}{separator}{cause}");
+            text = format!("{text}: {cause}");
         }
+        source = error.source();
     }
     text
 }

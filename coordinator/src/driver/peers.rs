@@ -13,6 +13,7 @@ use shoal_net::control::{ControlReceiver, ControlSender, EndpointError, Link};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::chunks::Chunks;
+use crate::exit::chain;
 
 /// How long a worker may take to answer the greeting.
 const GREETING: Duration = Duration::from_secs(5);
@@ -103,15 +104,4 @@ async fn read(id: u64, node: NodeId, mut receiver: ControlReceiver<Answer>, inbo
 /// How a dial ended, for the actor.
 pub(super) fn dial_failure(error: EndpointError) -> String {
     chain(&error)
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
