@@ -15,8 +15,8 @@ use shoal_core::frame::WireType;
 use shoal_core::ids::{Epoch, NodeId, SeqId};
 use shoal_core::limits;
 use shoal_core::model::{LayerRole, ModelSpec, Role, TensorSpec};
-use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Wire};
-use shoal_core::profile::{DeviceProfile, KindRate, Measured};
+use shoal_core::plan::{HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Sums, Wire};
+use shoal_core::profile::{BatchRate, ContextRate, DeviceProfile, KindRate, Measured};
 use shoal_core::quant::QuantType;
 use shoal_core::units::{BytesPerSec, MacsPerSec, Seconds};
 use shoal_engine::kernels::{self, Matrix};
@@ -79,7 +79,7 @@ pub fn profile(spec: &ModelSpec, pool: &Arc<Pool>) -> Result<DeviceProfile, Meas
     let rates: Vec<KindRate> =
         widest(spec).into_iter().map(|(tensor, total)| rate(&tensor, total, pool)).collect();
     let profile = DeviceProfile {
-        attention: attention(spec, &rates, pool)?,
+        attention: vec![attention(spec, &rates, pool)?],
         phase_overhead: overhead(spec, &rates, pool)?,
         rates,
         threads: pool.threads() as u32,
@@ -144,7 +144,10 @@ fn rate(tensor: &TensorSpec, total: u64, pool: &Arc<Pool>) -> KindRate {
     KindRate {
         kind: tensor.kind,
         stream: Measured { median: BytesPerSec(stream.median), spread: stream.spread },
-        batched: Measured { median: MacsPerSec(batched.median), spread: batched.spread },
+        batched: vec![BatchRate {
+            rows: BATCH_ROWS as u32,
+            rate: Measured { median: MacsPerSec(batched.median), spread: batched.spread },
+        }],
     }
 }
 
@@ -269,11 +272,7 @@ fn overhead(
 }
 
 /// KV bytes per second: a late position against the first, with all heads.
-fn attention(
-    spec: &ModelSpec,
-    rates: &[KindRate],
-    pool: &Arc<Pool>,
-) -> Result<Measured<BytesPerSec>, MeasureError> {
+fn attention(spec: &ModelSpec, rates: &[KindRate], pool: &Arc<Pool>) -> Result<ContextRate, MeasureError> {
     let positions = POSITIONS.min(spec.context).max(FILL_ROWS);
     let mut trial = Trial::new(spec, spec.n_kv_heads, positions, rates, pool)?;
     let first = trial.decode(0)?;
@@ -281,7 +280,7 @@ fn attention(
     let late = trial.decode(filled)?;
     let time = (late.median - first.median).max(late.median * LEAST_REST).max(1e-9);
     let rate = f64::from(filled) * trial.kv_bytes / time;
-    Ok(Measured { median: BytesPerSec(rate), spread: late.spread })
+    Ok(ContextRate { context: filled, rate: Measured { median: BytesPerSec(rate), spread: late.spread } })
 }
 
 fn failed(error: impl std::fmt::Display) -> MeasureError {
@@ -342,11 +341,10 @@ fn trial_plan(spec: &ModelSpec, context: u32) -> Result<Plan, shoal_core::plan::
     let parts = PlanParts {
         epoch: Epoch::default(),
         strategy: Strategy::Single,
-        stages: vec![Stage { layers: Span::new(0, 1), ranks: vec![share] }],
+        stages: vec![Stage { layers: Span::new(0, 1), ranks: vec![share], sums: Sums::default() }],
         head: vec![HeadShare { node, rows: Span::new(0, spec.vocab) }],
         chunk_tokens: FILL_ROWS,
         wire: Wire { hop: WireType::F32, sum: WireType::F16 },
-        all_reduce: AllReduce::Direct,
         kv: KvBudget { context: context.min(spec.context), sequences: 1 },
     };
     Plan::try_new(parts, spec)

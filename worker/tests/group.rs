@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use shoal_core::frame::{Class, Header, Phase, WireType};
 use shoal_core::ids::{Epoch, StepId, Term};
 use shoal_core::plan::{
-    AllReduce, HeadShare, KvBudget, Place, Plan, PlanParts, Share, Span, Stage, Strategy, Wire,
+    AllReduce, HeadShare, KvBudget, Place, Plan, PlanParts, Share, Span, Stage, Strategy, Sums, Wire,
 };
 use shoal_core::{ModelSpec, NodeId};
 use shoal_engine::model::{Group, LocalGroup, ReducePhase};
@@ -80,11 +80,11 @@ fn plan(spec: &ModelSpec, nodes: &[NodeId], epoch: Epoch, way: AllReduce, sum: W
         stages: vec![Stage {
             layers: Span::new(0, spec.n_layers),
             ranks: nodes.iter().enumerate().map(share).collect(),
+            sums: Sums::all(way),
         }],
         head: vec![HeadShare { node: nodes[0], rows: Span::new(0, spec.vocab) }],
         chunk_tokens: 16,
         wire: Wire { hop: WireType::F32, sum },
-        all_reduce: way,
         kv: KvBudget { context: 64, sequences: 2 },
     };
     Plan::try_new(parts, spec).expect("plan")

@@ -8,7 +8,7 @@ use shoal_cluster::cost::{Cluster, Device, Link, Links, Workload};
 use shoal_cluster::planner::{self, Options};
 use shoal_core::NodeId;
 use shoal_core::plan::Strategy;
-use shoal_core::profile::{DeviceProfile, KindRate, Measured};
+use shoal_core::profile::{ContextRate, DeviceProfile, KindRate, Measured};
 use shoal_core::quant::QuantType;
 use shoal_core::units::{Bytes, BytesPerSec, MacsPerSec, Seconds};
 
@@ -221,22 +221,19 @@ impl DemoArgs {
 
 /// As many equal workers as will be started; only the shares of the plan are of interest, not its speed.
 fn on_paper(workers: u32, usable: Bytes) -> Cluster {
-    let rate = KindRate {
-        kind: QuantType::Q8_0,
-        stream: Measured { median: BytesPerSec(5e9), spread: 0.0 },
-        batched: Measured { median: MacsPerSec(2e10), spread: 0.0 },
-    };
+    let rate = KindRate::flat(QuantType::Q8_0, BytesPerSec(5e9), MacsPerSec(2e10));
     let profile = DeviceProfile {
         rates: vec![rate],
-        attention: Measured { median: BytesPerSec(5e9), spread: 0.0 },
-        phase_overhead: Measured { median: Seconds(20e-6), spread: 0.0 },
+        attention: ContextRate::flat(BytesPerSec(5e9)),
+        phase_overhead: Measured::exact(Seconds(20e-6)),
         threads: 1,
         kernel_set: String::new(),
     };
     let device = |number: u32| {
         let mut node = [0; 16];
         node[..4].copy_from_slice(&number.to_be_bytes());
-        Device { node: NodeId(node), name: format!("local-{number}"), profile: profile.clone(), usable }
+        let (name, profile) = (format!("local-{number}"), profile.clone());
+        Device { node: NodeId(node), name, profile, usable, power: None }
     };
     Cluster { devices: (1..=workers).map(device).collect(), links: Links::new(Link::LOOPBACK) }
 }

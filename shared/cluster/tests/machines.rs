@@ -36,6 +36,7 @@ fn info(node: NodeId) -> NodeInfo {
         usable: Bytes::mib(64),
         resident: Bytes::mib(1),
         data_port: 1,
+        emulation: None,
     }
 }
 
@@ -249,7 +250,7 @@ fn an_absurd_profile_leaves_its_node_out_and_a_twin_is_refused() {
         |told: &Told| matches!(told, Told::RefuseConnection { reason, .. } if reason.contains("identity"));
     assert!(told(&mut machine).iter().any(refused));
     let mut absurd = device(0, 1.0, Bytes(1)).profile;
-    absurd.attention.median.0 = f64::INFINITY;
+    absurd.attention[0].rate.median.0 = f64::INFINITY;
     answer(&mut machine, 1, 0, Answer::Profiled(Ok(Box::new(absurd))));
     let sound = device(1, 1.0, Bytes(1)).profile;
     answer(&mut machine, 1, 1, Answer::Profiled(Ok(Box::new(sound))));

@@ -7,7 +7,7 @@ use shoal_cluster::cost::{Cluster, Link, Links, Objective, predict};
 use shoal_cluster::planner::{
     Arrangement, Choice, Options, RankShare, StageShares, choose, plan_from_shares,
 };
-use shoal_core::plan::{AllReduce, KvBudget, PlanError, Strategy as How, Wire};
+use shoal_core::plan::{AllReduce, KvBudget, PlanError, Strategy as How, Sums, Wire};
 use shoal_core::{Bytes, Epoch, ModelSpec, QuantType, limits};
 
 mod common;
@@ -182,16 +182,16 @@ fn sixty_four_devices_are_planned_for_in_a_moment() {
 fn fixed_shares_make_the_plan_they_say() {
     let spec = small();
     let rank = |index, q_heads, ffn_blocks| RankShare { node: node(index), q_heads, ffn_blocks };
+    let star = Sums::all(AllReduce::Star);
     let mut arrangement = Arrangement {
         strategy: How::Hybrid,
         stages: vec![
-            StageShares { layers: 3, ranks: vec![rank(2, 5, 1), rank(0, 3, 23)] },
-            StageShares { layers: 5, ranks: vec![rank(1, 8, 24)] },
+            StageShares { layers: 3, ranks: vec![rank(2, 5, 1), rank(0, 3, 23)], sums: star },
+            StageShares { layers: 5, ranks: vec![rank(1, 8, 24)], sums: star },
         ],
         head: vec![(node(0), 6), (node(2), 10)],
         chunk_tokens: 64,
         wire: Wire::default(),
-        all_reduce: AllReduce::Star,
         kv: KvBudget { context: 512, sequences: 4 },
         epoch: Epoch::default(),
     };

@@ -120,6 +120,8 @@ pub struct Stage {
     pub layers: Span,
     /// Shares by rank: query heads and columns rise with the rank.
     pub ranks: Vec<Share>,
+    /// How the group adds up its partial sums.
+    pub sums: Sums,
 }
 
 /// One node's rows of the output head, on borders of [`crate::limits::VOCAB_TILE`].
@@ -156,6 +158,34 @@ pub enum AllReduce {
     Star,
 }
 
+/// The all-reduce of a group, by the size of a step. All give the same bits, so each size takes the one
+/// that is cheapest for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sums {
+    /// Of steps with at most as many rows as the plan has sequences: a row or two for each.
+    pub decode: AllReduce,
+    /// Of steps with more rows: chunks of prompts.
+    pub prefill: AllReduce,
+}
+
+impl Sums {
+    /// The same for all sizes.
+    pub const fn all(how: AllReduce) -> Self {
+        Self { decode: how, prefill: how }
+    }
+
+    /// The one for a step of `rows` rows, in a plan of so many sequences.
+    pub const fn of(self, rows: usize, sequences: u32) -> AllReduce {
+        if rows <= sequences as usize { self.decode } else { self.prefill }
+    }
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self::all(AllReduce::Direct)
+    }
+}
+
 /// What the KV caches must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvBudget {
@@ -175,7 +205,6 @@ pub struct PlanParts {
     /// Most rows of one step.
     pub chunk_tokens: u32,
     pub wire: Wire,
-    pub all_reduce: AllReduce,
     pub kv: KvBudget,
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
 use crate::quant::QuantType;
-use crate::units::{Bytes, BytesPerSec, MacsPerSec, Seconds};
+use crate::units::{Bytes, BytesPerSec, MacsPerSec, Seconds, Watts};
 
 /// A figure with how far its repetitions lay apart: `(largest − smallest) ÷ median`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -13,14 +13,46 @@ pub struct Measured<T> {
     pub spread: f32,
 }
 
-/// Rates of one number format on one device.
+impl<T> Measured<T> {
+    /// A figure of which no repetitions are known.
+    pub const fn exact(median: T) -> Self {
+        Self { median, spread: 0.0 }
+    }
+}
+
+/// The rate of a product at one number of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BatchRate {
+    pub rows: u32,
+    pub rate: Measured<MacsPerSec>,
+}
+
+/// Rates of one number format on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindRate {
     pub kind: QuantType,
     /// Weight bytes per second of a product with one row, beyond the cache.
     pub stream: Measured<BytesPerSec>,
-    /// Multiply-accumulates per second of a product with many rows.
-    pub batched: Measured<MacsPerSec>,
+    /// Multiply-accumulates per second of a product with several rows, rows rising. Between two entries
+    /// the time of a product is taken to grow evenly, before the first and beyond the last the rate holds.
+    pub batched: Vec<BatchRate>,
+}
+
+impl KindRate {
+    /// A format with one rate for all numbers of rows, of which no repetitions are known.
+    pub fn flat(kind: QuantType, stream: BytesPerSec, batched: MacsPerSec) -> Self {
+        let batched = vec![BatchRate { rows: 1, rate: Measured::exact(batched) }];
+        Self { kind, stream: Measured::exact(stream), batched }
+    }
+}
+
+/// The rate of attention at one context.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ContextRate {
+    /// Positions attended to.
+    pub context: u32,
+    /// KV bytes per second.
+    pub rate: Measured<BytesPerSec>,
 }
 
 /// What a device can do, as it measured itself with the real kernels.
@@ -28,8 +60,8 @@ pub struct KindRate {
 pub struct DeviceProfile {
     /// One entry for each number format that was measured.
     pub rates: Vec<KindRate>,
-    /// KV bytes per second in attention.
-    pub attention: Measured<BytesPerSec>,
+    /// KV bytes per second in attention, contexts rising.
+    pub attention: Vec<ContextRate>,
     /// Fixed cost of one phase (attention or feed-forward) of one layer.
     pub phase_overhead: Measured<Seconds>,
     /// Kernel threads that were used.
@@ -38,35 +70,88 @@ pub struct DeviceProfile {
     pub kernel_set: String,
 }
 
-/// What a directed link can do, as its two ends measured it with the real transport.
+impl ContextRate {
+    /// One rate for all contexts, of which no repetitions are known.
+    pub fn flat(rate: BytesPerSec) -> Vec<Self> {
+        vec![Self { context: 1, rate: Measured::exact(rate) }]
+    }
+}
+
+/// What a device draws from its supply.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Power {
+    /// While it waits.
+    pub idle: Watts,
+    /// With all kernel threads at work.
+    pub busy: Watts,
+}
+
+/// The round trip of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RoundTrip {
+    /// Payload in each direction.
+    pub bytes: u32,
+    pub time: Measured<Seconds>,
+}
+
+/// What a link can do, whichever nodes it connects.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinkFigures {
+    /// Payloads rising, the smallest of 64 bytes. At least one.
+    pub round_trips: Vec<RoundTrip>,
+    pub bandwidth: Measured<BytesPerSec>,
+    /// Processor time of one small message on each of its two ends.
+    pub message_cpu: Measured<Seconds>,
+    /// Whether all transmissions share one medium, as on Wi-Fi.
+    pub shared: bool,
+}
+
+/// What a directed link can do, as its two ends measured it with the real transport.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkProfile {
     pub from: NodeId,
     pub to: NodeId,
-    /// Half of the round trip of 64 bytes.
-    pub latency: Measured<Seconds>,
-    pub bandwidth: Measured<BytesPerSec>,
+    pub figures: LinkFigures,
 }
 
 /// A profile that no planner may use.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the profile's {what} is {value}, which is not a positive finite number within bounds")]
-pub struct ProfileError {
-    pub what: &'static str,
-    pub value: f64,
+pub enum ProfileError {
+    #[error(
+        "the profile's {what} is {value}, which is not a positive finite number from {least:e} to {most:e}"
+    )]
+    Figure { what: &'static str, value: f64, least: f64, most: f64 },
+    #[error("the profile has no {what}")]
+    Missing { what: &'static str },
+    #[error("the profile has {count} entries of {what}, more than {most}")]
+    TooMany { what: &'static str, count: usize, most: usize },
+    #[error("the profile's entries of {what} do not rise")]
+    Order { what: &'static str },
 }
 
+/// Entries of a list in a profile: formats, batch sizes, contexts, message sizes. None needs more.
+pub const PROFILE_ENTRIES: usize = 64;
+
 impl DeviceProfile {
-    /// Checks that every figure is finite, positive and of this world.
+    /// Checks that every figure is there, finite, positive and of this world, and that lists rise.
     ///
     /// # Errors
     /// The first figure that is not.
     pub fn check(&self) -> Result<(), ProfileError> {
+        list("weight streaming rate", &self.rates)?;
         for rate in &self.rates {
             within("weight streaming rate", rate.stream.median.0, 1e3, 1e14)?;
-            within("batched rate", rate.batched.median.0, 1e3, 1e17)?;
+            list("batched rate", &rate.batched)?;
+            rising("batched rate", rate.batched.iter().map(|entry| entry.rows))?;
+            for entry in &rate.batched {
+                within("batched rate", entry.rate.median.0, 1e3, 1e17)?;
+            }
         }
-        within("attention rate", self.attention.median.0, 1e3, 1e14)?;
+        list("attention rate", &self.attention)?;
+        rising("attention rate", self.attention.iter().map(|entry| entry.context))?;
+        for entry in &self.attention {
+            within("attention rate", entry.rate.median.0, 1e3, 1e14)?;
+        }
         within("overhead per phase", self.phase_overhead.median.0, 1e-9, 10.0)
     }
 
@@ -77,14 +162,43 @@ impl DeviceProfile {
     }
 }
 
-impl LinkProfile {
-    /// Checks that the figures are finite, positive and of this world.
+impl Power {
+    /// Checks that both figures are finite, positive and of this world.
     ///
     /// # Errors
     /// The first figure that is not.
     pub fn check(&self) -> Result<(), ProfileError> {
-        within("link latency", self.latency.median.0, 1e-8, 60.0)?;
-        within("link bandwidth", self.bandwidth.median.0, 1.0, 1e13)
+        within("idle power", self.idle.0, 1e-3, 1e5)?;
+        within("busy power", self.busy.0, self.idle.0, 1e5)
+    }
+}
+
+impl LinkFigures {
+    /// Checks that the figures are there, finite, positive and of this world, and that payloads rise.
+    ///
+    /// # Errors
+    /// The first figure that is not.
+    pub fn check(&self) -> Result<(), ProfileError> {
+        list("round trip", &self.round_trips)?;
+        rising("round trip", self.round_trips.iter().map(|trip| trip.bytes))?;
+        for trip in &self.round_trips {
+            within("round trip", trip.time.median.0, 1e-8, 120.0)?;
+        }
+        within("link bandwidth", self.bandwidth.median.0, 1.0, 1e13)?;
+        within("processor time of a message", self.message_cpu.median.0, 1e-9, 10.0)
+    }
+}
+
+impl LinkProfile {
+    /// Checks the figures, and that the two ends differ.
+    ///
+    /// # Errors
+    /// The first figure that is not of this world.
+    pub fn check(&self) -> Result<(), ProfileError> {
+        if self.from == self.to {
+            return Err(ProfileError::Missing { what: "second end of the link" });
+        }
+        self.figures.check()
     }
 }
 
@@ -92,8 +206,27 @@ fn within(what: &'static str, value: f64, least: f64, most: f64) -> Result<(), P
     if value.is_finite() && (least..=most).contains(&value) {
         Ok(())
     } else {
-        Err(ProfileError { what, value })
+        Err(ProfileError::Figure { what, value, least, most })
     }
+}
+
+fn list<T>(what: &'static str, entries: &[T]) -> Result<(), ProfileError> {
+    match entries.len() {
+        0 => Err(ProfileError::Missing { what }),
+        1..=PROFILE_ENTRIES => Ok(()),
+        count => Err(ProfileError::TooMany { what, count, most: PROFILE_ENTRIES }),
+    }
+}
+
+fn rising(what: &'static str, values: impl Iterator<Item = u32>) -> Result<(), ProfileError> {
+    let mut before = 0;
+    for value in values {
+        if value <= before {
+            return Err(ProfileError::Order { what });
+        }
+        before = value;
+    }
+    Ok(())
 }
 
 /// What a worker says of itself when it connects.
@@ -118,4 +251,35 @@ pub struct NodeInfo {
     pub resident: Bytes,
     /// Port of the data plane.
     pub data_port: u16,
+    /// The device this worker plays, if it is not itself.
+    pub emulation: Option<Emulation>,
+}
+
+/// A worker that plays another device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Emulation {
+    /// Name of the profile it plays.
+    pub profile: String,
+    pub grade: Grade,
+    /// By how much every clock of the laboratory is slowed, in thousandths: 1000 is real time.
+    pub dilation_milli: u32,
+}
+
+impl Emulation {
+    /// By how much every clock of the laboratory is slowed.
+    pub fn dilation(&self) -> f64 {
+        f64::from(self.dilation_milli) / 1000.0
+    }
+}
+
+/// How much of an emulated device's work is real.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grade {
+    /// (a) Real arithmetic in real time, then sleep up to what the profile predicts.
+    Real,
+    /// (b) The same with every clock slowed.
+    Dilated,
+    /// (c) No weights, no arithmetic: the time is slept, texts mean nothing.
+    Dry,
 }

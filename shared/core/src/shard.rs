@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::ids::Epoch;
     use crate::model::shapes::{FileType, Shape};
-    use crate::plan::{AllReduce, HeadShare, KvBudget, PlanParts, Stage, Strategy, Wire};
+    use crate::plan::{HeadShare, KvBudget, PlanParts, Stage, Strategy, Wire};
 
     fn node(id: u8) -> NodeId {
         NodeId([id; 16])
@@ -239,7 +239,6 @@ mod tests {
             head,
             chunk_tokens: 64,
             wire: Wire::default(),
-            all_reduce: AllReduce::Direct,
             kv,
         };
         Plan::try_new(parts, spec).unwrap()

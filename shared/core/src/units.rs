@@ -105,6 +105,10 @@ pub struct BytesPerSec(pub f64);
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
 pub struct MacsPerSec(pub f64);
 
+/// Watts, finite and positive where a constructor of a profile has checked it.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Watts(pub f64);
+
 /// A duration in seconds, for arithmetic in the cost model (wall clocks use `std::time::Duration`).
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default, Serialize, Deserialize)]
 pub struct Seconds(pub f64);

@@ -7,7 +7,7 @@ use shoal_core::frame::WireType;
 use shoal_core::ids::{Epoch, NodeId};
 use shoal_core::limits::CHUNK_TOKENS;
 use shoal_core::model::shapes::{FileType, Shape};
-use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Span, Stage, Strategy, Wire};
+use shoal_core::plan::{HeadShare, KvBudget, Plan, PlanParts, Span, Stage, Strategy, Wire};
 use shoal_engine::gguf::Gguf;
 use shoal_engine::model::{self, FileSource, Shard};
 use shoal_engine::pool::Pool;
@@ -36,7 +36,6 @@ fn an_idle_worker_holds_none_of_the_last_shard() {
         head: vec![HeadShare { node, rows: all(spec.vocab) }],
         chunk_tokens: CHUNK_TOKENS,
         wire: Wire { hop: WireType::F32, sum: WireType::F16 },
-        all_reduce: AllReduce::Direct,
         kv: KvBudget { context: 64, sequences: 1 },
     };
     let plan = Plan::try_new(plan, &spec).unwrap();

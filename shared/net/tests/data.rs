@@ -354,12 +354,12 @@ fn a_link_is_measured_without_a_plan() {
     let cluster = Cluster::new();
     let nodes = [Node::start(&cluster), Node::start(&cluster)];
     let report = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
-    report.profile.check().unwrap();
-    assert_eq!((report.profile.from, report.profile.to), (nodes[0].id, nodes[1].id));
-    let sizes: Vec<u32> = report.round_trips.iter().map(|trip| trip.bytes).collect();
+    report.check().unwrap();
+    assert_eq!((report.from, report.to), (nodes[0].id, nodes[1].id));
+    let sizes: Vec<u32> = report.figures.round_trips.iter().map(|trip| trip.bytes).collect();
     assert_eq!(sizes, [64, 4096, 65_536]);
-    assert!(report.profile.bandwidth.median.0 > 1e6, "{report:?}");
-    assert!(report.profile.latency.median.0 < 0.1, "{report:?}");
+    assert!(report.figures.bandwidth.median.0 > 1e6, "{report:?}");
+    assert!(report.figures.round_trips[0].time.median.0 < 0.1, "{report:?}");
     // Not by a node of another cluster.
     let stranger = Node::start(&Cluster::new());
     assert!(stranger.plane.probe(&nodes[1].peer()).is_err());

@@ -113,6 +113,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         usable,
         resident: crate::machine::process_resident(),
         data_port: plane.local_address().port(),
+        emulation: None,
     };
     tracing::info!(
         "node {node} serves with {} of {} in {} threads; {} are left to everything else",
@@ -336,7 +337,7 @@ impl Driver {
         let measure = move || {
             let probe = |peer: &Peer| -> Result<LinkProfile, shoal_core::message::Failure> {
                 let report = plane.probe(&DataPeer::from(peer));
-                report.map(|report| report.profile).map_err(|error| shoal_core::message::Failure {
+                report.map_err(|error| shoal_core::message::Failure {
                     message: format!(
                         "failed to measure the link to {}: {}",
                         peer.node.short(),

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use shoal_core::frame::{Class, Phase, WireType};
-use shoal_core::plan::{AllReduce, Place, Plan};
+use shoal_core::plan::{AllReduce, Place, Plan, Sums};
 use shoal_core::{NodeId, StepId};
 use shoal_engine::model::reduce::{self, ReduceError, Scratch, Slice};
 use shoal_engine::model::{Group, GroupError, ReducePhase};
@@ -54,7 +54,8 @@ pub struct NetGroup {
     /// Ranks that have something to add, by phase.
     contributors: [Vec<usize>; 2],
     dtype: WireType,
-    way: AllReduce,
+    sums: Sums,
+    sequences: u32,
     step: StepId,
     class: Class,
     scratch: Scratch,
@@ -85,7 +86,8 @@ impl NetGroup {
             nodes: stage.ranks.iter().map(|share| share.node).collect(),
             contributors: [ReducePhase::Attn, ReducePhase::Ffn].map(|phase| phase.contributors(stage)),
             dtype: plan.wire.sum,
-            way: plan.all_reduce,
+            sums: stage.sums,
+            sequences: plan.kv.sequences,
             step: StepId(0),
             class: Class::Decode,
             scratch: Scratch::default(),
@@ -115,7 +117,7 @@ impl NetGroup {
             let own = self.own();
             reduce::encode(self.dtype, x, rows, round.cols, &mut self.partial).map_err(own)?;
         }
-        match self.way {
+        match self.sums.of(rows, self.sequences) {
             AllReduce::Direct => self.direct(round, x),
             AllReduce::Star => {
                 let whole = Slice { rows: 0..rows, cols: 0..round.cols };

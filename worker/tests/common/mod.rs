@@ -13,7 +13,7 @@ use shoal_core::frame::WireType;
 use shoal_core::ids::{Epoch, Term};
 use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Hash, ModelRef, Order, Peer};
-use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Wire};
+use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Sums, Wire};
 use shoal_core::profile::NodeInfo;
 use shoal_core::units::Bytes;
 use shoal_core::{ModelSpec, NodeId};
@@ -77,7 +77,7 @@ pub(crate) fn plan(spec: &ModelSpec, epoch: Epoch, layout: &Layout<'_>) -> Plan 
     let stages = layout.stages.iter().map(|&(layers, nodes)| {
         let layers = Span::new(first, first + layers);
         first = layers.end;
-        Stage { layers, ranks: shares(spec, nodes) }
+        Stage { layers, ranks: shares(spec, nodes), sums: Sums::all(layout.way) }
     });
     let stages: Vec<Stage> = stages.collect();
     let tiles = spec.vocab_tiles();
@@ -95,7 +95,6 @@ pub(crate) fn plan(spec: &ModelSpec, epoch: Epoch, layout: &Layout<'_>) -> Plan 
         head: head.collect(),
         chunk_tokens: layout.chunk_tokens,
         wire: Wire { hop: WireType::F32, sum: layout.sum },
-        all_reduce: layout.way,
         kv: KvBudget { context: 128, sequences: 2 },
     };
     Plan::try_new(parts, spec).expect("plan")

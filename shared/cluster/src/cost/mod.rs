@@ -2,22 +2,24 @@
 //! and links (design 6).
 //!
 //! The cost of a phase of one layer on a device with `b` rows at context `s` is
-//! `max(bytes ÷ w, b · macs ÷ f) + b · s · kv ÷ a + o`: weights streamed at rate `w` or multiplied at
-//! rate `f`, whichever is slower; the KV cache read at rate `a`; a fixed overhead `o`. A group's layer is
+//! `max(bytes ÷ w, b · macs ÷ f(b)) + b · s · kv ÷ a(s) + o`: weights streamed at rate `w` or multiplied
+//! at the rate `f` of that many rows, whichever is slower; the KV cache read at the rate `a` of that
+//! context; a fixed overhead `o`. A group's layer is
 //! its slowest attention, an all-reduce, its slowest feed-forward network and an all-reduce. No plan is
 //! made here ([`crate::planner`]) and no figure is measured here.
 
+pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod predict;
-
-use std::collections::BTreeMap;
+pub(crate) mod rates;
 
 use serde::Serialize;
 use shoal_core::NodeId;
-use shoal_core::profile::{DeviceProfile, LinkProfile};
+use shoal_core::profile::{DeviceProfile, Power};
 use shoal_core::shard::Footprint;
 use shoal_core::units::Bytes;
 
+pub use link::{Link, Links};
 pub use predict::{CostError, lower_bound_ms, predict};
 
 /// A device that may take part.
@@ -30,54 +32,8 @@ pub struct Device {
     pub profile: DeviceProfile,
     /// What weights, KV and buffers may take.
     pub usable: Bytes,
-}
-
-/// One direction between two nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Link {
-    /// Seconds from one end to the other for a small message.
-    pub latency: f64,
-    /// Bytes per second.
-    pub bandwidth: f64,
-}
-
-impl Link {
-    /// A wired gigabit network between small boards, with the cost of the transport on both ends:
-    /// taken where nothing was measured.
-    pub const GIGABIT: Self = Self { latency: 150e-6, bandwidth: 110e6 };
-    /// Two processes on one machine.
-    pub const LOOPBACK: Self = Self { latency: 30e-6, bandwidth: 1e9 };
-}
-
-/// Links by ordered pair, with a figure for those not measured.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Links {
-    default: Link,
-    known: BTreeMap<(NodeId, NodeId), Link>,
-}
-
-impl Links {
-    /// Nothing measured: every link is `default`.
-    pub const fn new(default: Link) -> Self {
-        Self { default, known: BTreeMap::new() }
-    }
-
-    /// Takes a measured link, in place of an earlier figure. A profile out of bounds is not taken, and
-    /// `false` is returned.
-    pub fn insert(&mut self, profile: &LinkProfile) -> bool {
-        let sound = profile.check().is_ok();
-        if sound {
-            let link = Link { latency: profile.latency.median.0, bandwidth: profile.bandwidth.median.0 };
-            self.known.insert((profile.from, profile.to), link);
-        }
-        sound
-    }
-
-    /// The link's figures: its own, else those of the other direction, else the default.
-    pub fn get(&self, from: NodeId, to: NodeId) -> Link {
-        let found = self.known.get(&(from, to)).or_else(|| self.known.get(&(to, from)));
-        found.copied().unwrap_or(self.default)
-    }
+    /// What it draws, where that is known.
+    pub power: Option<Power>,
 }
 
 /// Devices and what lies between them.
@@ -102,6 +58,8 @@ pub enum Objective {
     Latency,
     /// Tokens per second over all streams.
     Throughput,
+    /// Joules per token over all streams.
+    Energy,
 }
 
 /// What the cluster is to do.

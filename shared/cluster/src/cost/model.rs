@@ -2,10 +2,10 @@
 
 use shoal_core::frame::WireType;
 use shoal_core::model::{LayerRole, ModelSpec, Role, TensorSpec};
-use shoal_core::plan::{AllReduce, Share, Span};
+use shoal_core::plan::{Share, Span};
 use shoal_core::{NodeId, QuantType};
 
-use super::{Device, Links};
+use super::rates::Rates;
 
 /// A matrix as the cost model sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,41 +36,6 @@ pub(crate) struct Model {
     output: Matrix,
     head_dim: u64,
     pub(crate) d_model: u64,
-}
-
-/// A device's measured figures by number format.
-#[derive(Debug, Clone)]
-pub(crate) struct Rates {
-    stream: [f64; QuantType::ALL.len()],
-    batched: [f64; QuantType::ALL.len()],
-    attention: f64,
-    pub(crate) overhead: f64,
-}
-
-impl Rates {
-    /// `None` where the profile has no rate at all.
-    pub(crate) fn of(device: &Device) -> Option<Self> {
-        let profile = &device.profile;
-        let mut out = Self {
-            stream: [0.0; QuantType::ALL.len()],
-            batched: [0.0; QuantType::ALL.len()],
-            attention: profile.attention.median.0,
-            overhead: profile.phase_overhead.median.0,
-        };
-        for kind in QuantType::ALL {
-            let rate = profile.rate(kind)?;
-            out.stream[kind as usize] = rate.stream.median.0;
-            out.batched[kind as usize] = rate.batched.median.0;
-        }
-        Some(out)
-    }
-
-    /// Streaming `rows × cols` of this format for `b` input rows.
-    fn product(&self, kind: QuantType, rows: u64, cols: u64, b: f64) -> f64 {
-        let values = (rows * cols) as f64;
-        let bytes = values * kind.block_bytes() as f64 / kind.block_len() as f64;
-        (bytes / self.stream[kind as usize]).max(b * values / self.batched[kind as usize])
-    }
 }
 
 impl Model {
@@ -121,7 +86,7 @@ impl Model {
             + rows(&class.v, kv)
             + rates.product(class.o.kind, class.o.rows, held(values, class.o.kind), b)
             // Keys and values, two bytes each.
-            + b * s * (kv * 4) as f64 / rates.attention
+            + b * s * (kv * 4) as f64 / rates.attention(s)
             + rates.overhead
     }
 
@@ -157,14 +122,10 @@ impl Model {
         layers + self.head(rates, Span::new(0, vocab), b)
     }
 
-    /// How much faster than `other` this device is at what it does best of this model.
-    pub(crate) fn best_ratio(&self, rates: &Rates, other: &Rates) -> f64 {
-        let kinds = self.classes.iter().flat_map(|c| [c.q, c.k, c.v, c.o, c.gate, c.up, c.down]);
-        let kinds = kinds.chain([self.output]).map(|m| m.kind as usize);
-        let products = kinds.flat_map(|kind| {
-            [rates.stream[kind] / other.stream[kind], rates.batched[kind] / other.batched[kind]]
-        });
-        products.fold(rates.attention / other.attention, f64::max)
+    /// Number formats of the model's matrices.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = QuantType> + '_ {
+        let layers = self.classes.iter().flat_map(|c| [c.q, c.k, c.v, c.o, c.gate, c.up, c.down]);
+        layers.chain([self.output]).filter(|m| m.rows > 0).map(|m| m.kind)
     }
 
     /// One rank has all of a layer.
@@ -189,36 +150,5 @@ pub(crate) fn wire_row(kind: WireType, cols: u64) -> f64 {
         WireType::F16 => cols * 2.0 + 2.0,
         // A scale for each block of 32.
         WireType::Q8 => cols * (1.0 + 2.0 / 32.0),
-    }
-}
-
-/// Time of an all-reduce of `bytes` among `nodes`, and the bytes it sends in all. Sends of one node
-/// go one after another over its interface; different nodes send at once.
-pub(crate) fn all_reduce(how: AllReduce, nodes: &[NodeId], links: &Links, bytes: f64) -> (f64, f64) {
-    let n = nodes.len() as f64;
-    if nodes.len() < 2 {
-        return (0.0, 0.0);
-    }
-    let others = |node: NodeId| nodes.iter().copied().filter(move |&other| other != node);
-    // Every node sends `each` bytes to every other.
-    let exchange = |each: f64| {
-        let one = |node| {
-            let sent = others(node).map(|other| each / links.get(node, other).bandwidth).sum::<f64>();
-            sent + others(node).map(|other| links.get(node, other).latency).fold(0.0, f64::max)
-        };
-        nodes.iter().map(|&node| one(node)).fold(0.0, f64::max)
-    };
-    match how {
-        AllReduce::Direct => (exchange(bytes), n * (n - 1.0) * bytes),
-        AllReduce::ReduceScatter => (2.0 * exchange(bytes / n), 2.0 * (n - 1.0) * bytes),
-        AllReduce::Star => {
-            let root = nodes[0];
-            let way = |there: bool| {
-                let link = |other| if there { links.get(other, root) } else { links.get(root, other) };
-                let sent: f64 = others(root).map(|other| bytes / link(other).bandwidth).sum();
-                sent + others(root).map(|other| link(other).latency).fold(0.0, f64::max)
-            };
-            (way(true) + way(false), 2.0 * (n - 1.0) * bytes)
-        }
     }
 }

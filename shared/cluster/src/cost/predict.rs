@@ -6,7 +6,9 @@ use shoal_core::model::ModelSpec;
 use shoal_core::plan::{AllReduce, Stage};
 use shoal_core::{NodeId, Plan, shard};
 
-use super::model::{Model, Rates, all_reduce, wire_row};
+use super::link::all_reduce;
+use super::model::{Model, wire_row};
+use super::rates::Rates;
 use super::{Aggregate, Cluster, Device, Links, NodePrediction, Objective, Prediction, Traffic, Workload};
 
 /// A plan that cannot be priced.
@@ -56,9 +58,16 @@ pub fn lower_bound_ms(spec: &ModelSpec, cluster: &Cluster, workload: &Workload) 
     let phases = 2.0 * f64::from(spec.n_layers) + 1.0;
     let whole = Model::whole_share(spec, NodeId::default());
     let alone = model.alone(reference, &whole, spec.vocab, 1.0, mean_context(spec, workload));
-    let ratios: f64 = rates.iter().map(|rates| model.best_ratio(rates, reference)).sum();
+    let context = mean_context(spec, workload);
+    let ratios: f64 = rates.iter().map(|rates| best_ratio(&model, rates, reference, context)).sum();
     let least_overhead = rates.iter().map(|rates| rates.overhead).fold(f64::INFINITY, f64::min);
     1e3 * ((alone - phases * reference.overhead) / ratios + phases * least_overhead)
+}
+
+/// How much faster than `other` this device is at what it does best of this model, for one row.
+fn best_ratio(model: &Model, rates: &Rates, other: &Rates, context: f64) -> f64 {
+    let products = model.kinds().map(|kind| other.least(kind) / rates.least(kind));
+    products.fold(rates.attention(context) / other.attention(context), f64::max)
 }
 
 /// The context at which a decoded token is priced: half of what a sequence may reach.
@@ -73,6 +82,11 @@ pub(crate) struct Pricing<'a> {
     /// Of every node that may be priced.
     pub(crate) rates: &'a BTreeMap<NodeId, Rates>,
     pub(crate) links: &'a Links,
+}
+
+/// The node a group's hops are priced by: that with the lowest id.
+pub(crate) fn leader(stage: &Stage) -> NodeId {
+    stage.ranks.iter().map(|share| share.node).min().unwrap_or_default()
 }
 
 /// One step through a plan.
@@ -127,7 +141,9 @@ impl Pricing<'_> {
                 let step = self.step(plan, 1.0, context);
                 step.latency + balance * step.bottleneck
             }
-            Objective::Throughput => 1.0 / self.throughput(plan, workload.streams.max(1), context),
+            Objective::Throughput | Objective::Energy => {
+                1.0 / self.throughput(plan, workload.streams.max(1), context)
+            }
         }
     }
 
@@ -158,7 +174,9 @@ impl Pricing<'_> {
         let mut stages = Vec::with_capacity(plan.stages.len());
         for (index, stage) in plan.stages.iter().enumerate() {
             let by_class: Vec<f64> = (0..self.model.classes.len())
-                .map(|class| self.layer(class, stage, plan.all_reduce, sum_bytes, b, s))
+                .map(|class| {
+                    self.layer(class, stage, stage.sums.of(b as usize, plan.kv.sequences), sum_bytes, b, s)
+                })
                 .collect();
             let layers = stage.layers.iter();
             let compute: f64 = layers.map(|layer| by_class[self.model.class_of[layer as usize]]).sum();
@@ -170,36 +188,28 @@ impl Pricing<'_> {
         // A prefill chunk wants logits of its last row at most; decode rows all do.
         let rows = b.min(f64::from(plan.kv.sequences));
         let mut head = 0.0_f64;
-        for (index, share) in plan.head.iter().enumerate() {
-            let from = plan.head_source(index);
-            let moved = if from == share.node {
+        let last = &plan.stages[plan.stages.len() - 1];
+        for share in &plan.head {
+            let moved = if last.ranks.iter().any(|rank| rank.node == share.node) {
                 0.0
             } else {
-                let link = self.links.get(from, share.node);
-                link.latency + rows * hop_bytes / b / link.bandwidth
+                self.links.get(leader(last), share.node).time(rows * hop_bytes / b)
             };
             let compute = self.model.head(&self.rates[&share.node], share.rows, rows);
             *busy.entry(share.node).or_default() += compute;
             head = head.max(moved + compute);
         }
         // The order comes from the coordinator and the answer goes there.
-        let control = 2.0 * self.links.default.latency;
+        let control = 2.0 * self.links.default.latency();
         let latency = stages.iter().sum::<f64>() + head + control;
         StepTimes { latency, stages, bottleneck: busy.values().copied().fold(0.0, f64::max) }
     }
 
-    /// Time until every rank of a stage has the hidden state of the stage before.
+    /// Time until a stage has the hidden state of the stage before: priced from leader to leader, since
+    /// ranks receive from ranks side by side ([`Plan::hop_source`]).
     fn hop_into(&self, plan: &Plan, stage: usize, bytes: f64) -> f64 {
-        let mut sent: BTreeMap<NodeId, f64> = BTreeMap::new();
-        let mut slowest = 0.0_f64;
-        for (rank, share) in plan.stages[stage].ranks.iter().enumerate() {
-            let Some(from) = plan.hop_source(stage, rank) else { continue };
-            let link = self.links.get(from, share.node);
-            let before = sent.entry(from).or_default();
-            *before += bytes / link.bandwidth;
-            slowest = slowest.max(*before + link.latency);
-        }
-        slowest
+        let Some(before) = stage.checked_sub(1) else { return 0.0 };
+        self.links.get(leader(&plan.stages[before]), leader(&plan.stages[stage])).time(bytes)
     }
 
     /// Tokens per second over `n` streams: their rows are spread over as many steps as there are stages.
@@ -220,7 +230,7 @@ impl Pricing<'_> {
         context: f64,
     ) -> (f64, bool) {
         let whole = Model::whole_share(spec, NodeId::default());
-        let control = 2.0 * self.links.default.latency;
+        let control = 2.0 * self.links.default.latency();
         let mut assumes_memory = false;
         let mut sum = 0.0;
         for &node in plan.nodes() {
@@ -240,7 +250,7 @@ impl Pricing<'_> {
         let sum = wire_row(plan.wire.sum, d);
         let stage_sums = |stage: &Stage| {
             let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
-            2.0 * f64::from(stage.layers.len()) * all_reduce(plan.all_reduce, &nodes, self.links, sum).1
+            2.0 * f64::from(stage.layers.len()) * all_reduce(stage.sums.decode, &nodes, self.links, sum).1
         };
         let moved =
             plan.head.iter().enumerate().filter(|(at, head)| plan.head_source(*at) != head.node).count();

@@ -1,9 +1,7 @@
 //! Plans from counts: how many layers, heads, blocks and tiles each rank takes.
 
 use shoal_core::model::ModelSpec;
-use shoal_core::plan::{
-    AllReduce, HeadShare, KvBudget, Plan, PlanError, PlanParts, Span, Stage, Strategy, Wire,
-};
+use shoal_core::plan::{HeadShare, KvBudget, Plan, PlanError, PlanParts, Span, Stage, Strategy, Sums, Wire};
 use shoal_core::{Epoch, NodeId, limits};
 
 /// One rank's counts in every layer of its stage.
@@ -20,6 +18,7 @@ pub struct RankShare {
 pub struct StageShares {
     pub layers: u32,
     pub ranks: Vec<RankShare>,
+    pub sums: Sums,
 }
 
 /// A plan by counts: what a test or a command line with fixed shares writes.
@@ -31,7 +30,6 @@ pub struct Arrangement {
     pub head: Vec<(NodeId, u32)>,
     pub chunk_tokens: u32,
     pub wire: Wire,
-    pub all_reduce: AllReduce,
     pub kv: KvBudget,
     pub epoch: Epoch,
 }
@@ -50,13 +48,13 @@ pub fn plan_from_shares(spec: &ModelSpec, arrangement: &Arrangement) -> Result<P
         let ffn = lay_out(stage.ranks.iter().map(|rank| rank.ffn_blocks), spec.ffn_block(), spec.ffn);
         let nodes = stage.ranks.iter().map(|rank| rank.node);
         let ranks: Vec<_> = nodes.zip(q_heads).zip(ffn).map(|((node, q), ffn)| (node, q, ffn)).collect();
-        stages.push(Stage::from_spans(layers, &ranks, spec));
+        stages.push(Stage { sums: stage.sums, ..Stage::from_spans(layers, &ranks, spec) });
     }
     let rows = lay_out(arrangement.head.iter().map(|head| head.1), limits::VOCAB_TILE, spec.vocab);
     let nodes = arrangement.head.iter().map(|head| head.0);
     let head = nodes.zip(rows).map(|(node, rows)| HeadShare { node, rows }).collect();
-    let Arrangement { strategy, chunk_tokens, wire, all_reduce, kv, epoch, .. } = *arrangement;
-    Plan::try_new(PlanParts { epoch, strategy, stages, head, chunk_tokens, wire, all_reduce, kv }, spec)
+    let Arrangement { strategy, chunk_tokens, wire, kv, epoch, .. } = *arrangement;
+    Plan::try_new(PlanParts { epoch, strategy, stages, head, chunk_tokens, wire, kv }, spec)
 }
 
 /// Neighbouring spans of these counts of blocks. The block that reaches beyond `total` is cut there;

@@ -75,7 +75,7 @@ fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
 fn figure(priced: &Priced, workload: &Workload) -> f64 {
     match workload.objective() {
         Objective::Latency => priced.prediction.decode_ms,
-        Objective::Throughput => -priced.prediction.throughput(),
+        Objective::Throughput | Objective::Energy => -priced.prediction.throughput(),
     }
 }
 
@@ -95,7 +95,7 @@ fn reason(chosen: &Priced, outcomes: &[Outcome], asked: Option<Strategy>, worklo
     let strategy = chosen.plan.strategy;
     let say = |priced: &Priced| match workload.objective() {
         Objective::Latency => format!("{:.2} ms per token", priced.prediction.decode_ms),
-        Objective::Throughput => {
+        Objective::Throughput | Objective::Energy => {
             format!("{:.1} tokens/s over {} streams", priced.prediction.throughput(), workload.streams)
         }
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use shoal_core::model::{ModelSpec, Role};
-use shoal_core::plan::{AllReduce, KvBudget, Plan, Span, Stage, Strategy, Wire};
+use shoal_core::plan::{KvBudget, Plan, Span, Stage, Strategy, Sums, Wire};
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, limits, shard};
 
@@ -13,8 +13,10 @@ use super::build::{Arrangement, RankShare, StageShares, plan_from_shares};
 use super::layers::{StageTable, splits};
 use super::share::largest_remainder;
 use super::{Infeasible, Missing, Priced};
-use crate::cost::model::{Model, Rates, all_reduce, wire_row};
+use crate::cost::link::cheapest;
+use crate::cost::model::{Model, wire_row};
 use crate::cost::predict::{Pricing, mean_context};
+use crate::cost::rates::Rates;
 use crate::cost::{Cluster, Device, Objective, Workload, predict};
 
 /// Rounds in which shares are moved from devices that are over their memory to the others, where
@@ -103,7 +105,7 @@ impl<'a> Search<'a> {
         let streams = workload.streams.clamp(1, limits::SEQUENCES as u32);
         let rows = match workload.objective() {
             Objective::Latency => 1.0,
-            Objective::Throughput => f64::from(streams),
+            Objective::Throughput | Objective::Energy => f64::from(streams),
         };
         let context = mean_context(spec, workload);
         let whole = Model::whole_share(spec, NodeId::default());
@@ -229,7 +231,6 @@ impl<'a> Search<'a> {
             head: head.map(|(&device, tiles)| (self.devices[device].node, tiles)).collect(),
             chunk_tokens,
             wire: self.wire,
-            all_reduce: self.cheapest_sum(&built),
             kv: self.kv,
             epoch: self.epoch,
         };
@@ -240,7 +241,7 @@ impl<'a> Search<'a> {
         };
         let mut best: Option<Found> = None;
         for counts in &candidates {
-            arrangement.stages = stages(&built, counts);
+            arrangement.stages = self.stages(&built, counts, chunk_tokens);
             let Ok(plan) = plan_from_shares(self.spec, &arrangement) else { continue };
             let score = self.pricing().score(&plan, self.workload, self.context, BALANCE);
             if best.as_ref().is_none_or(|best| score < best.score) {
@@ -255,7 +256,8 @@ impl<'a> Search<'a> {
         }
         // Say what is missing where layers follow the groups' weights.
         let sums: Vec<f64> = groups.iter().map(|group| group.iter().map(|&d| weights[d]).sum()).collect();
-        arrangement.stages = stages(&built, &at_least_one(largest_remainder(layers as u32, &sums)));
+        arrangement.stages =
+            self.stages(&built, &at_least_one(largest_remainder(layers as u32, &sums)), chunk_tokens);
         let Ok(plan) = plan_from_shares(self.spec, &arrangement) else {
             return (Err(Vec::new()), Vec::new());
         };
@@ -317,11 +319,14 @@ impl<'a> Search<'a> {
         // A plan with this group alone says what each of its layers weighs.
         let probe = Arrangement {
             strategy: Strategy::Head,
-            stages: vec![StageShares { layers: self.spec.n_layers, ranks: shares.clone() }],
+            stages: vec![StageShares {
+                layers: self.spec.n_layers,
+                ranks: shares.clone(),
+                sums: Sums::default(),
+            }],
             head: vec![(shares[0].node, self.tiles)],
             chunk_tokens: 1,
             wire: self.wire,
-            all_reduce: AllReduce::Direct,
             kv: self.kv,
             epoch: self.epoch,
         };
@@ -340,7 +345,7 @@ impl<'a> Search<'a> {
                 }
                 plan.stages[0].clone()
             }
-            Err(_) => Stage { layers: Span::new(0, 0), ranks: Vec::new() },
+            Err(_) => Stage { layers: Span::new(0, 0), ranks: Vec::new(), sums: Sums::default() },
         };
         Group { shares, stage, layer_bytes }
     }
@@ -352,13 +357,14 @@ impl<'a> Search<'a> {
         }
         // A model of one layer a stage says what a rank holds beside layers.
         let cut = self.cut_to(groups.len());
-        arrangement.stages = stages(groups, &vec![1; groups.len()]);
+        arrangement.stages = self.stages(groups, &vec![1; groups.len()], arrangement.chunk_tokens);
         let Ok(probe) = plan_from_shares(&cut, arrangement) else { return Vec::new() };
         let rows = (self.rows / groups.len() as f64).ceil();
         let sum_bytes = rows * wire_row(self.wire.sum, self.model.d_model);
         let table = |(at, group): (usize, &Rc<Group>)| {
             let pricing = self.pricing();
-            let how = arrangement.all_reduce;
+            let nodes: Vec<NodeId> = group.shares.iter().map(|share| share.node).collect();
+            let how = cheapest(&nodes, &self.cluster.links, sum_bytes).0;
             let by_class: Vec<f64> = (0..self.model.classes.len())
                 .map(|class| pricing.layer(class, &group.stage, how, sum_bytes, rows, self.context))
                 .collect();
@@ -400,24 +406,22 @@ impl<'a> Search<'a> {
         Rc::clone(self.cut.borrow_mut().entry(layers).or_insert_with(make))
     }
 
-    /// The all-reduce that is cheapest over these groups, for one step's rows.
-    fn cheapest_sum(&self, groups: &[Rc<Group>]) -> AllReduce {
-        let bytes = (self.rows / groups.len() as f64).ceil() * wire_row(self.wire.sum, self.model.d_model);
-        let cost = |how| {
-            let one = |group: &Rc<Group>| {
-                let nodes: Vec<NodeId> = group.shares.iter().map(|share| share.node).collect();
-                all_reduce(how, &nodes, &self.cluster.links, bytes).0
-            };
-            groups.iter().map(one).sum::<f64>()
+    fn stages(&self, groups: &[Rc<Group>], counts: &[u32], chunk_tokens: u32) -> Vec<StageShares> {
+        let stage = |(group, &layers): (&Rc<Group>, &u32)| StageShares {
+            layers,
+            ranks: group.shares.clone(),
+            sums: self.sums(group, groups.len(), chunk_tokens),
         };
-        let all = [AllReduce::Direct, AllReduce::ReduceScatter, AllReduce::Star];
-        all.into_iter().min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(AllReduce::Direct)
+        groups.iter().zip(counts).map(stage).collect()
     }
-}
 
-fn stages(groups: &[Rc<Group>], counts: &[u32]) -> Vec<StageShares> {
-    let stage = |(group, &layers): (&Rc<Group>, &u32)| StageShares { layers, ranks: group.shares.clone() };
-    groups.iter().zip(counts).map(stage).collect()
+    /// The all-reduces that are cheapest for this group.
+    fn sums(&self, group: &Group, stages: usize, chunk_tokens: u32) -> Sums {
+        let nodes: Vec<NodeId> = group.shares.iter().map(|share| share.node).collect();
+        let row = wire_row(self.wire.sum, self.model.d_model);
+        let of = |rows: f64| cheapest(&nodes, &self.cluster.links, rows * row).0;
+        Sums { decode: of((self.rows / stages as f64).ceil()), prefill: of(chunk_tokens.into()) }
+    }
 }
 
 /// Takes from the largest what the empty ones lack.

@@ -7,7 +7,7 @@ use rand::rand_core::Rng;
 use rand_chacha::ChaCha8Rng;
 use shoal_core::model::{Arch, ModelSpec, Role, RopeScaling, RopeSpec, TensorSpec};
 use shoal_core::plan::Strategy;
-use shoal_core::profile::{DeviceProfile, KindRate, Measured, NodeInfo};
+use shoal_core::profile::{ContextRate, DeviceProfile, KindRate, Measured, NodeInfo};
 use shoal_core::units::{Bytes, BytesPerSec, MacsPerSec, Seconds};
 use shoal_core::{NodeId, QuantType, SeqId};
 
@@ -185,20 +185,16 @@ pub(super) fn info(index: usize) -> NodeInfo {
         usable: Bytes::mib(32),
         resident: Bytes::mib(1),
         data_port: 1,
+        emulation: None,
     }
 }
 
 /// A profile of a device of this speed; an absurd one claims a rate below nothing.
 pub(super) fn profile(speed: f64, absurd: bool) -> DeviceProfile {
     let rate = if absurd { -1.0 } else { speed * 1e8 };
-    let stream = Measured { median: BytesPerSec(rate), spread: 0.1 };
     DeviceProfile {
-        rates: vec![KindRate {
-            kind: QuantType::F32,
-            stream,
-            batched: Measured { median: MacsPerSec(speed * 1e9), spread: 0.1 },
-        }],
-        attention: Measured { median: BytesPerSec(speed * 1e8), spread: 0.1 },
+        rates: vec![KindRate::flat(QuantType::F32, BytesPerSec(rate), MacsPerSec(speed * 1e9))],
+        attention: ContextRate::flat(BytesPerSec(speed * 1e8)),
         phase_overhead: Measured { median: Seconds(20e-6), spread: 0.1 },
         threads: 1,
         kernel_set: "virtual".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use shoal_core::message::{Answer, Order};
-use shoal_core::plan::{AllReduce, KvBudget, Strategy, Wire};
+use shoal_core::plan::{KvBudget, Strategy, Sums, Wire};
 use shoal_core::{Epoch, NodeId, Plan, SeqId, Term};
 
 use super::check::{Checker, Violation};
@@ -481,11 +481,10 @@ fn whole_plan() -> Plan {
     let rank = RankShare { node: node_id(0), q_heads: spec.n_heads, ffn_blocks: spec.ffn / spec.ffn_block() };
     let arrangement = Arrangement {
         strategy: Strategy::Single,
-        stages: vec![StageShares { layers: spec.n_layers, ranks: vec![rank] }],
+        stages: vec![StageShares { layers: spec.n_layers, ranks: vec![rank], sums: Sums::default() }],
         head: vec![(node_id(0), VOCAB.div_ceil(shoal_core::limits::VOCAB_TILE))],
         chunk_tokens: 8,
         wire: Wire::default(),
-        all_reduce: AllReduce::Direct,
         kv: KvBudget { context: CONTEXT, sequences: 1 },
         epoch: Epoch::default(),
     };

@@ -5,8 +5,8 @@ use shoal_cluster::cost::{Cluster, Device, Link, Links, Workload};
 use shoal_cluster::planner::{Arrangement, RankShare, StageShares, plan_from_shares};
 use shoal_cluster::sampling::uniform;
 use shoal_core::model::{Arch, LayerRole, ModelSpec, Role, RopeScaling, RopeSpec, TensorSpec};
-use shoal_core::plan::{AllReduce, KvBudget, Plan, Strategy, Wire};
-use shoal_core::profile::{DeviceProfile, KindRate, Measured};
+use shoal_core::plan::{KvBudget, Plan, Strategy, Sums, Wire};
+use shoal_core::profile::{ContextRate, DeviceProfile, KindRate, Measured};
 use shoal_core::units::{MacsPerSec, Seconds};
 use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, Term};
 
@@ -82,11 +82,11 @@ pub(crate) fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
         stages: vec![StageShares {
             layers: 1,
             ranks: vec![RankShare { node: node(0), q_heads: 2, ffn_blocks: 2 }],
+            sums: Sums::default(),
         }],
         head: head.filter(|head| head.1 > 0).collect(),
         chunk_tokens: 32,
         wire: Wire::default(),
-        all_reduce: AllReduce::Direct,
         kv: KvBudget { context: 128, sequences: 1 },
         epoch: Epoch { term: Term(1), counter: 1 },
     };
@@ -95,22 +95,19 @@ pub(crate) fn head_plan(vocab: u32, ranks: usize, seed: u64) -> Plan {
 
 /// A device that streams `gb_per_s` of weights, multiplies at twenty times that and has this memory.
 pub(crate) fn device(index: usize, gb_per_s: f64, usable: Bytes) -> Device {
-    let rate = |kind| KindRate {
-        kind,
-        stream: Measured { median: BytesPerSec(gb_per_s * 1e9), spread: 0.05 },
-        batched: Measured { median: MacsPerSec(gb_per_s * 2e10), spread: 0.05 },
-    };
+    let rate = |kind| KindRate::flat(kind, BytesPerSec(gb_per_s * 1e9), MacsPerSec(gb_per_s * 2e10));
     Device {
         node: node(index),
         name: format!("board-{index}"),
         profile: DeviceProfile {
             rates: vec![rate(QuantType::F32), rate(QuantType::Q8_0), rate(QuantType::Q4_0)],
-            attention: Measured { median: BytesPerSec(gb_per_s * 1e9), spread: 0.05 },
+            attention: ContextRate::flat(BytesPerSec(gb_per_s * 1e9)),
             phase_overhead: Measured { median: Seconds(20e-6), spread: 0.05 },
             threads: 4,
             kernel_set: "test".to_owned(),
         },
         usable,
+        power: None,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::ids::NodeId;
 use crate::limits;
 use crate::model::ModelSpec;
 
-use super::{PlanParts, Share, Span, Stage};
+use super::{PlanParts, Share, Span, Stage, Sums};
 
 /// Why parts are not a plan for a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -138,7 +138,7 @@ impl Stage {
             owned = owned.max(kv_owned.end);
             Share { node, q_heads, kv_heads, kv_owned, ffn }
         });
-        Self { layers, ranks: shares.collect() }
+        Self { layers, ranks: shares.collect(), sums: Sums::default() }
     }
 }
 
@@ -148,7 +148,7 @@ fn stage_name(index: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{AllReduce, HeadShare, KvBudget, Plan, Strategy, Wire};
+    use super::super::{HeadShare, KvBudget, Plan, Strategy, Wire};
     use super::*;
     use crate::ids::Epoch;
     use crate::model::shapes::{FileType, Shape};
@@ -180,7 +180,6 @@ mod tests {
             ],
             chunk_tokens: 64,
             wire: Wire::default(),
-            all_reduce: AllReduce::Direct,
             kv: KvBudget { context: 512, sequences: 4 },
         }
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::ids::NodeId;
 
-use super::{AllReduce, HeadShare, KvBudget, Plan, Span, Strategy, Wire};
+use super::{HeadShare, KvBudget, Plan, Span, Strategy, Sums, Wire};
 
 /// The plan object. Fields may be added, never renamed.
 #[derive(Debug, Serialize)]
@@ -16,7 +16,6 @@ pub struct PlanView<'a> {
     head: &'a [HeadShare],
     chunk_tokens: u32,
     wire: Wire,
-    all_reduce: AllReduce,
     kv: KvBudget,
 }
 
@@ -24,6 +23,7 @@ pub struct PlanView<'a> {
 struct StageView {
     layers: Span,
     ranks: Vec<RankView>,
+    all_reduce: Sums,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,6 +40,7 @@ impl<'a> PlanView<'a> {
         let stages = plan.stages.iter().map(|stage| StageView {
             layers: stage.layers,
             ranks: stage.ranks.iter().map(RankView::new).collect(),
+            all_reduce: stage.sums,
         });
         Self {
             epoch: plan.epoch.counter,
@@ -49,7 +50,6 @@ impl<'a> PlanView<'a> {
             head: &plan.head,
             chunk_tokens: plan.chunk_tokens,
             wire: plan.wire,
-            all_reduce: plan.all_reduce,
             kv: plan.kv,
         }
     }

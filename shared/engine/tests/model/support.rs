@@ -10,7 +10,7 @@ use shoal_core::head::{HeadAnswer, HeadQuery, HeadRequest};
 use shoal_core::ids::{Epoch, NodeId, SeqId, StepId};
 use shoal_core::limits::{CHUNK_TOKENS, VOCAB_TILE};
 use shoal_core::message::{HeadRow, Run};
-use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Span, Stage, Strategy, Wire};
+use shoal_core::plan::{HeadShare, KvBudget, Plan, PlanParts, Span, Stage, Strategy, Wire};
 use shoal_core::{ModelSpec, Term};
 use shoal_engine::gguf::Gguf;
 use shoal_engine::model::{self, Batch, FileSource, Group, LocalGroup, Shard, Solo};
@@ -151,7 +151,6 @@ impl Layout {
             head: head.collect(),
             chunk_tokens: CHUNK_TOKENS,
             wire: Wire { hop: WireType::F32, sum: self.sum },
-            all_reduce: AllReduce::Direct,
             kv: KvBudget { context: spec.context, sequences: self.sequences },
         }
     }

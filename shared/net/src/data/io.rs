@@ -9,6 +9,7 @@ use std::time::Duration;
 use quinn::{
     Connection, Endpoint, ReadError, ReadExactError, RecvStream, SendStream, TransportConfig, VarInt,
 };
+use shoal_core::profile::LinkProfile;
 use shoal_core::frame::HEADER_BYTES;
 use shoal_core::{Epoch, NodeId};
 use tokio::runtime::Runtime;
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use super::cut::{Assemblies, Violation, read_header};
 use super::inbox::{Change, Inbox, Judgement, Live, Room};
 use super::pool::Buffer;
-use super::{DataError, DataPeer, ProbeReport, probe};
+use super::{DataError, DataPeer, probe};
 use crate::gate::{Admitted, Gate};
 use crate::quic::{self, CloseCode, DEAD_AFTER, Dial};
 use crate::tls::{ALPN_DATA, ALPN_PROBE, Admit, WantedServer};
@@ -103,7 +104,7 @@ impl Io {
         }
     }
 
-    pub(super) fn probe(&self, peer: &DataPeer) -> Result<ProbeReport, DataError> {
+    pub(super) fn probe(&self, peer: &DataPeer) -> Result<LinkProfile, DataError> {
         let failed = |reason| DataError::Probe { node: peer.node, reason };
         let Some(runtime) = &self.runtime else { return Err(failed("the data plane is closed".to_owned())) };
         let measure = async {

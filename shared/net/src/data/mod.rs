@@ -41,6 +41,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_core::profile::LinkProfile;
 use shoal_core::frame::{Class, Header, Phase};
 use shoal_core::limits::{ACTIVATION_BYTES, WORKERS};
 use shoal_core::message::Peer;
@@ -50,7 +51,6 @@ use crate::trust::Credentials;
 use inbox::Inbox;
 use pool::Buffer;
 
-pub use probe::{ProbeReport, RoundTrip};
 
 /// Steps of a newer epoch that a link may hold: as many as can be on their way when plans switch.
 pub const NEWER_STEPS: usize = 2;
@@ -339,7 +339,7 @@ impl DataPlane {
     ///
     /// # Errors
     /// When the node cannot be reached, or the connection ends.
-    pub fn probe(&self, peer: &DataPeer) -> Result<ProbeReport, DataError> {
+    pub fn probe(&self, peer: &DataPeer) -> Result<LinkProfile, DataError> {
         self.io.probe(peer)
     }
 }

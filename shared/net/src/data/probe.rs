@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, RecvStream, SendStream};
 use shoal_core::frame::{HEADER_BYTES, Header, Phase, WireType};
 use shoal_core::limits::FRAME_BYTES;
-use shoal_core::profile::{LinkProfile, Measured};
+use shoal_core::profile::{LinkFigures, LinkProfile, Measured, RoundTrip};
 use shoal_core::units::{BytesPerSec, Seconds};
 use shoal_core::{Epoch, NodeId, StepId};
 use tokio::sync::Semaphore;
@@ -42,29 +42,12 @@ const WARM_UP: usize = 10;
 const BULKS: usize = 4;
 const BULK_BYTES: u32 = 4 << 20;
 
-/// The round trip of one size.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RoundTrip {
-    /// Payload in each direction.
-    pub bytes: u32,
-    pub time: Measured<Seconds>,
-}
-
-/// What a link can do, as measured.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ProbeReport {
-    /// Half of the smallest round trip, and the bandwidth.
-    pub profile: LinkProfile,
-    /// At 64 B, 4 KiB and 64 KiB.
-    pub round_trips: Vec<RoundTrip>,
-}
-
 /// Measures the link of a connection that was made for this.
 pub(super) async fn measure(
     connection: &Connection,
     from: NodeId,
     to: NodeId,
-) -> Result<ProbeReport, LinkError> {
+) -> Result<LinkProfile, LinkError> {
     let address = quic::address_of(connection);
     let work = async {
         let (send, recv) = connection.open_bi().await.ok()?;
@@ -90,10 +73,12 @@ pub(super) async fn measure(
                 rates.push(f64::from(BULK_BYTES) / time);
             }
         }
-        let latency = round_trips.first()?.time;
-        let latency = Measured { median: Seconds(latency.median.0 / 2.0), spread: latency.spread };
-        let profile = LinkProfile { from, to, latency, bandwidth: measured(rates, BytesPerSec) };
-        Some(ProbeReport { profile, round_trips })
+        // Two messages, each with work at both ends.
+        let cpu = round_trips.first()?.time;
+        let message_cpu = Measured { median: Seconds(cpu.median.0 / 4.0), spread: cpu.spread };
+        let bandwidth = measured(rates, BytesPerSec);
+        let figures = LinkFigures { round_trips, bandwidth, message_cpu, shared: false };
+        Some(LinkProfile { from, to, figures })
     };
     match tokio::time::timeout(PROBE_TIME, work).await {
         Ok(Some(report)) => Ok(report),
