@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde::Serialize;
 use shoal_cluster::cost::{Aggregate, Objective, Traffic};
-use shoal_cluster::planner::{Choice, LeftOut, NoPlan, Outcome as Priced};
+use shoal_cluster::planner::{Choice, LeftOut, Limit, NoPlan, Outcome as Priced};
 use shoal_core::NodeId;
 use shoal_core::plan::{PlanView, Strategy};
 
@@ -55,7 +55,7 @@ struct PlanReport<'a> {
     reason: String,
     left_out: &'a [LeftOut],
     lower_bound_ms: Option<f64>,
-    limits: &'a str,
+    limits: &'a [Limit],
 }
 
 #[derive(Debug, Serialize)]
@@ -163,7 +163,7 @@ impl<'a> PlanReport<'a> {
             reason: no_plan.to_string(),
             left_out: &no_plan.left_out,
             lower_bound_ms: None,
-            limits: "",
+            limits: &[],
         }
     }
 }

@@ -66,6 +66,7 @@ impl JobOptions {
                 wire: self.wire,
                 exclude: self.exclude.clone(),
                 epoch: Epoch::default(),
+                ..Options::default()
             }),
             workers: driver.connected().len(),
             // Whoever should be there was waited for before.

@@ -101,9 +101,12 @@ pub(crate) fn choice_tables(choice: &Choice, spec: &ModelSpec, names: &BTreeMap<
     }
     out.push_str(&format!("\n{}\n", plan_table(&choice.chosen.plan, spec, names)));
     out.push_str(&format!(
-        "No plan here decodes one stream faster than {:.2} ms/token. How far this looks: {}.",
-        choice.lower_bound_ms, choice.limits
+        "No plan here decodes one stream faster than {:.2} ms/token.",
+        choice.lower_bound_ms
     ));
+    for limit in &choice.limits {
+        out.push_str(&format!("\nLimit: {}", limit.text));
+    }
     out
 }
 

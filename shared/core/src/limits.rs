@@ -16,6 +16,9 @@ pub const ACTIVATION_BYTES: u64 = 32 << 20;
 /// Workers in a running plan: direct all-reduce and a table a person can read both end about here.
 pub const WORKERS: usize = 64;
 
+/// Workers in a plan on paper: what can be planned for in the time a person waits.
+pub const PLANNED_WORKERS: usize = 500;
+
 /// Live sequences of a cluster.
 pub const SEQUENCES: usize = 256;
 

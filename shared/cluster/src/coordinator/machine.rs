@@ -255,7 +255,7 @@ impl Machine {
     }
 
     pub(super) fn left_out(&mut self, node: NodeId, name: String, reason: String) {
-        self.act(Action::LeftOut(LeftOut { node, name, reason }));
+        self.act(Action::LeftOut(LeftOut { node, name, reason, cost: None }));
     }
 
     pub(super) fn send(&mut self, node: NodeId, order: Order) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_core::message::{Failure, Order, Peer, Resident};
 use shoal_core::profile::DeviceProfile;
 use shoal_core::units::Bytes;
-use shoal_core::{Epoch, NodeId, Plan};
+use shoal_core::{Epoch, NodeId, Plan, limits};
 
 use super::machine::{Machine, Team, Work};
 use super::serving::Serving;
@@ -188,7 +188,8 @@ impl Machine {
         let cluster = self.cluster(team);
         match &job.planning {
             Planning::Choose(options) => {
-                let options = Options { epoch, ..options.clone() };
+                let most = options.max_workers.map_or(limits::WORKERS, |most| most.min(limits::WORKERS));
+                let options = Options { epoch, max_workers: Some(most), ..options.clone() };
                 let choice =
                     choose(&job.spec, &cluster, &job.workload, &options).map_err(Unplanned::NoPlan)?;
                 let plan = choice.chosen.plan.clone();
@@ -200,6 +201,13 @@ impl Machine {
                 parts.epoch = epoch;
                 let unfit = |error: &dyn std::error::Error| Unplanned::Unfit(error.to_string());
                 let plan = Plan::try_new(parts, &job.spec).map_err(|error| unfit(&error))?;
+                let workers = plan.nodes().len();
+                if workers > limits::WORKERS {
+                    let most = limits::WORKERS;
+                    return Err(Unplanned::Unfit(format!(
+                        "a plan that runs has at most {most} workers, not {workers}"
+                    )));
+                }
                 let prediction = predict(&plan, &job.spec, &cluster, &job.workload).ok();
                 Ok((plan, None, prediction))
             }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use shoal_core::NodeId;
 use shoal_core::model::ModelSpec;
 use shoal_core::plan::Strategy;
+use shoal_core::{Bytes, NodeId};
 
 use super::search::Search;
-use super::{Choice, LeftOut, NoPlan, Options, Outcome, Priced};
+use super::{Choice, LeftOut, Limit, LimitKind, NoPlan, Options, Outcome, Priced};
 use crate::cost::{Cluster, Device, Objective, Workload, lower_bound_ms};
 
 /// What this planner does not look at.
@@ -36,15 +36,38 @@ pub fn choose(
     let Some(chosen) = best(&outcomes, options.strategy, workload) else {
         let tried = outcomes.into_iter().filter(|o| options.strategy.is_none_or(|asked| asked == o.strategy));
         let why = tried.filter_map(|outcome| Some((outcome.strategy, outcome.result.err()?)));
-        return Err(Box::new(NoPlan { devices: count, strategies: why.collect(), left_out }));
+        return Err(Box::new(NoPlan {
+            devices: count,
+            refused: None,
+            strategies: why.collect(),
+            left_out,
+            missing: Bytes(0),
+            boards: Vec::new(),
+            addition: None,
+        }));
     };
     let chosen = chosen.clone();
     let reason = reason(&chosen, &outcomes, options.strategy, workload);
     left_out.extend(idle(&search, &chosen, options.strategy.is_some()));
     left_out.sort_by_key(|left| left.node);
-    let limits = LIMITS.to_owned();
+    let scope = Limit { kind: LimitKind::Scope, node: None, to: None, share: 0.0, text: LIMITS.to_owned() };
     let lower_bound_ms = lower_bound_ms(spec, &used, workload);
-    Ok(Choice { outcomes, chosen, reason, left_out, limits, lower_bound_ms })
+    let objective = workload.objective();
+    let figure = chosen.prediction.decode_ms;
+    Ok(Choice {
+        objective,
+        outcomes,
+        chosen,
+        reason,
+        left_out,
+        limits: vec![scope],
+        lower_bound_ms,
+        figure,
+        bound: lower_bound_ms,
+        optimal: false,
+        gap: 1.0 - lower_bound_ms / figure,
+        expansions: 0,
+    })
 }
 
 /// Devices that may be used, by node id, each once, and the others with the reason.
@@ -65,7 +88,7 @@ fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
             devices.push(device.clone());
             continue;
         };
-        left_out.push(LeftOut { node: device.node, name: device.name.clone(), reason });
+        left_out.push(LeftOut { node: device.node, name: device.name.clone(), reason, cost: None });
     }
     devices.sort_by_key(|device| device.node);
     (devices, left_out)
@@ -133,6 +156,11 @@ fn idle(search: &Search<'_>, chosen: &Priced, asked: bool) -> Vec<LeftOut> {
     let nodes = chosen.plan.nodes();
     let unused = search.devices.iter().filter(|device| !nodes.contains(&device.node));
     unused
-        .map(|device| LeftOut { node: device.node, name: device.name.clone(), reason: why.to_owned() })
+        .map(|device| LeftOut {
+            node: device.node,
+            name: device.name.clone(),
+            reason: why.to_owned(),
+            cost: None,
+        })
         .collect()
 }

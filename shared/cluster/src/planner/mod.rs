@@ -4,6 +4,7 @@
 //! whatever the order of the devices. Memory is a hard constraint. Where no plan fits, the answer says
 //! which bytes are missing on which node. Nothing is measured and nobody is spoken to here.
 
+mod advice;
 mod build;
 mod choose;
 mod groups;
@@ -15,20 +16,23 @@ mod strategies;
 use std::fmt;
 
 use serde::Serialize;
-use shoal_core::plan::{Strategy, Wire};
+#[cfg(doc)]
+use shoal_core::limits;
+use shoal_core::plan::{Span, Strategy, Wire};
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Plan};
 
+pub use advice::{Account, Limit, LimitKind};
 pub use build::{Arrangement, RankShare, StageShares, plan_from_shares};
 pub use choose::choose;
 
-use crate::cost::Prediction;
+use crate::cost::{Objective, Prediction};
 
 /// What the caller decides.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Take this strategy, whether it is best or not, and use all devices that can take part. Without
-    /// one, devices are left out where the plan is clearly better so.
+    /// one, devices are left out where the plan is better so.
     pub strategy: Option<Strategy>,
     /// Number formats on the wire.
     pub wire: Wire,
@@ -36,6 +40,36 @@ pub struct Options {
     pub exclude: Vec<NodeId>,
     /// Epoch the plans carry.
     pub epoch: Epoch,
+    /// What particular nodes must hold. A strategy that cannot keep them has no plan.
+    pub pins: Vec<Pin>,
+    /// Kept free on every device, beside what it keeps back itself.
+    pub reserve: Bytes,
+    /// Bound on the work of the whole choice, in steps of the exact search (about a microsecond each on a
+    /// desktop processor); `None` for one that suits a person who waits. A search that meets it gives the best
+    /// plan it has, with its gap.
+    pub effort: Option<u64>,
+    /// Most devices of a plan: [`limits::WORKERS`] for one that is to run. `None` for a plan on paper, with at
+    /// most [`limits::PLANNED_WORKERS`].
+    pub max_workers: Option<usize>,
+}
+
+/// What a node must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pin {
+    /// The node's stage runs exactly these layers.
+    Layers { node: NodeId, span: Span },
+    /// The node has exactly these query heads of each of its layers.
+    QHeads { node: NodeId, span: Span },
+}
+
+impl Pin {
+    /// The node it is about.
+    pub const fn node(&self) -> NodeId {
+        match self {
+            Self::Layers { node, .. } | Self::QHeads { node, .. } => *node,
+        }
+    }
 }
 
 /// A plan with what it is predicted to do.
@@ -43,6 +77,8 @@ pub struct Options {
 pub struct Priced {
     pub plan: Plan,
     pub prediction: Prediction,
+    /// What the time of one token of one stream is made of.
+    pub account: Account,
 }
 
 /// Bytes a node would need beyond what it may use.
@@ -79,31 +115,54 @@ impl fmt::Display for Infeasible {
 pub struct Outcome {
     pub strategy: Strategy,
     pub result: Result<Priced, Infeasible>,
+    /// Whether the plan is proven the best of its strategy, or it is proven that there is none.
+    pub optimal: bool,
+    /// How much better than the plan's figure the strategy's best could be at most, as a part of the figure: 0 when
+    /// optimal.
+    pub gap: f64,
+    /// Work done, as [`Options::effort`] counts.
+    pub expansions: u64,
 }
 
 /// A node without work in the chosen plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LeftOut {
     pub node: NodeId,
     /// Name for people.
     pub name: String,
     pub reason: String,
+    /// How much worse the best plan found that uses the node is, in the unit of [`Choice::figure`]; `None` where no
+    /// such plan was priced.
+    pub cost: Option<f64>,
 }
 
 /// The five strategies and the one to take.
 #[derive(Debug, Clone)]
 pub struct Choice {
+    /// What was made best.
+    pub objective: Objective,
     /// In the order of [`Strategy::ALL`].
     pub outcomes: Vec<Outcome>,
     /// The chosen one with its plan.
     pub chosen: Priced,
-    /// Why that one.
+    /// Why that one, and what decides against the others.
     pub reason: String,
     pub left_out: Vec<LeftOut>,
-    /// What this planner does not look at.
-    pub limits: String,
+    /// What limits the chosen plan, the heaviest first, and at the end how far the planner looked.
+    pub limits: Vec<Limit>,
     /// No plan on these devices can decode one stream faster.
     pub lower_bound_ms: f64,
+    /// The chosen plan by the objective, less is better: milliseconds per token of one stream (latency),
+    /// milliseconds per token over all streams (throughput), joules per token (energy).
+    pub figure: f64,
+    /// No plan on these devices has a lower figure.
+    pub bound: f64,
+    /// Whether the chosen plan is proven the best of all (of the strategy asked for, if one was).
+    pub optimal: bool,
+    /// How much lower than `figure` the best could be at most, as a part of it: 0 when optimal.
+    pub gap: f64,
+    /// Work done, as [`Options::effort`] counts.
+    pub expansions: u64,
 }
 
 impl Choice {
@@ -113,18 +172,45 @@ impl Choice {
     }
 }
 
-/// No plan fits, by the strategy asked for or by any.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("failed to fit the model on {devices} device(s): {}", list(.strategies))]
+/// No plan fits, by the strategy asked for or by any; or what was asked for contradicts itself.
+#[derive(Debug, Clone, PartialEq)]
 pub struct NoPlan {
     /// Devices that were considered.
     pub devices: usize,
+    /// What is wrong with what was asked for, whatever the memory: pins that contradict each other, a figure that the
+    /// objective needs and a device lacks.
+    pub refused: Option<String>,
     /// Why, for each strategy that was tried.
     pub strategies: Vec<(Strategy, Infeasible)>,
+    /// Nodes that were not considered, with the reason.
     pub left_out: Vec<LeftOut>,
+    /// Bytes that are missing on all boards together, however they are spread; zero where memory is not the reason.
+    pub missing: Bytes,
+    /// The same board by board, of the attempt that came nearest.
+    pub boards: Vec<Missing>,
+    /// With one more board that has this much usable memory (and is otherwise like the fastest one) there is a plan;
+    /// `None` where that would not help.
+    pub addition: Option<Bytes>,
 }
 
-fn list(strategies: &[(Strategy, Infeasible)]) -> String {
-    let lines = strategies.iter().map(|(strategy, why)| format!("{}: {why}", strategy.name()));
-    lines.collect::<Vec<_>>().join("; ")
+impl std::error::Error for NoPlan {}
+
+impl fmt::Display for NoPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(refused) = &self.refused {
+            return write!(f, "failed to plan: {refused}");
+        }
+        write!(f, "failed to fit the model on {} device(s)", self.devices)?;
+        if self.missing.0 > 0 {
+            write!(f, ", which lack {} in all", self.missing)?;
+        }
+        for (at, (strategy, why)) in self.strategies.iter().enumerate() {
+            let before = if at == 0 { ":" } else { ";" };
+            write!(f, "{before} {}: {why}", strategy.name())?;
+        }
+        if let Some(addition) = self.addition {
+            write!(f, "; one more board with {addition} of usable memory would do")?;
+        }
+        Ok(())
+    }
 }

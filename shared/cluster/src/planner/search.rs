@@ -12,7 +12,7 @@ use shoal_core::{Epoch, NodeId, limits, shard};
 use super::build::{Arrangement, RankShare, StageShares, plan_from_shares};
 use super::layers::{StageTable, splits};
 use super::share::largest_remainder;
-use super::{Infeasible, Missing, Priced};
+use super::{Account, Infeasible, Missing, Priced};
 use crate::cost::link::cheapest;
 use crate::cost::model::{Model, wire_row};
 use crate::cost::predict::{Pricing, mean_context};
@@ -268,7 +268,10 @@ impl<'a> Search<'a> {
     /// The prediction that goes with a plan.
     pub(super) fn priced(&self, plan: Plan) -> Result<Priced, Infeasible> {
         match predict(&plan, self.spec, self.cluster, self.workload) {
-            Ok(prediction) => Ok(Priced { plan, prediction }),
+            Ok(prediction) => {
+                let account = Account::of(&plan, &prediction, self.spec.d_model, &self.cluster.links);
+                Ok(Priced { plan, prediction, account })
+            }
             Err(error) => Err(Infeasible { reason: error.to_string(), missing: Vec::new() }),
         }
     }

@@ -24,7 +24,7 @@ impl Search<'_> {
             Ok(plan) => self.priced(plan),
             Err(lack) => Err(self.infeasible(strategy, lack)),
         };
-        Outcome { strategy, result }
+        Outcome { strategy, result, optimal: false, gap: 1.0, expansions: 0 }
     }
 
     fn infeasible(&self, strategy: Strategy, missing: Lack) -> Infeasible {

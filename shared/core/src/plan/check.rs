@@ -11,7 +11,7 @@ use super::{PlanParts, Share, Span, Stage, Sums};
 pub enum PlanError {
     #[error("the plan has no stage, or a stage has no rank")]
     Empty,
-    #[error("the plan names {0} workers; the limit is {max}", max = limits::WORKERS)]
+    #[error("the plan names {0} workers; the limit is {max}", max = limits::PLANNED_WORKERS)]
     Workers(usize),
     #[error("{what} do not cover the model: {at} should start at {want}, not at {got}")]
     Gap { what: &'static str, at: String, want: u32, got: u32 },
@@ -70,7 +70,7 @@ fn check_nodes(parts: &PlanParts) -> Result<(), PlanError> {
     ranks.extend(heads);
     ranks.sort_unstable();
     ranks.dedup();
-    if ranks.len() > limits::WORKERS { Err(PlanError::Workers(ranks.len())) } else { Ok(()) }
+    if ranks.len() > limits::PLANNED_WORKERS { Err(PlanError::Workers(ranks.len())) } else { Ok(()) }
 }
 
 fn check_stage(index: usize, stage: &Stage, spec: &ModelSpec) -> Result<(), PlanError> {
