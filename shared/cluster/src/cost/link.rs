@@ -119,6 +119,27 @@ impl Links {
         let found = self.known.get(&(from, to)).or_else(|| self.known.get(&(to, from)));
         found.copied().unwrap_or(self.default)
     }
+
+    /// A link at least as good in each figure as any between two of these nodes.
+    pub(crate) fn best(&self, nodes: &[NodeId]) -> Link {
+        let mut nodes = nodes.to_vec();
+        nodes.sort_unstable();
+        let among = |node: &NodeId| nodes.binary_search(node).is_ok();
+        let known = self.known.iter().filter(|((from, to), _)| from < to && among(from) && among(to));
+        let back = self.known.iter().filter(|((from, to), _)| from > to && among(from) && among(to));
+        let all = nodes.len() * nodes.len().saturating_sub(1) / 2;
+        // A pair without a figure of its own has the default's.
+        let covered = known.clone().count() == all || back.clone().count() == all;
+        let start = (!covered).then_some(&self.default);
+        let found = start.into_iter().chain(known.chain(back).map(|(_, link)| link)).copied();
+        let best = found.reduce(|a, b| Link {
+            times: std::array::from_fn(|at| a.times[at].min(b.times[at])),
+            bandwidth: a.bandwidth.max(b.bandwidth),
+            cpu: a.cpu.min(b.cpu),
+            shared: a.shared && b.shared,
+        });
+        best.unwrap_or(self.default)
+    }
 }
 
 /// Time of an all-reduce of `bytes` among `nodes`, and the bytes it sends in all. Sends of one node go one

@@ -8,8 +8,11 @@
 //! its slowest attention, an all-reduce, its slowest feed-forward network and an all-reduce. No plan is
 //! made here ([`crate::planner`]) and no figure is measured here.
 
+mod bound;
+mod device;
 pub(crate) mod link;
 pub(crate) mod model;
+pub(crate) mod parts;
 pub(crate) mod predict;
 pub(crate) mod rates;
 
@@ -19,8 +22,10 @@ use shoal_core::profile::{DeviceProfile, Power};
 use shoal_core::shard::Footprint;
 use shoal_core::units::Bytes;
 
+pub use bound::lower_bound_ms;
+pub use device::DevicePrice;
 pub use link::{Link, Links};
-pub use predict::{CostError, lower_bound_ms, predict};
+pub use predict::{CostError, predict, prefill};
 
 /// A device that may take part.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,11 +76,16 @@ pub struct Workload {
     pub streams: u32,
     /// Tokens of a typical prompt.
     pub prompt_len: u32,
+    /// Tokens generated after it: a decoded token is priced at the middle of them.
+    pub decode_len: u32,
     /// `None`: latency for one stream, throughput for several.
     pub objective: Option<Objective>,
 }
 
 impl Workload {
+    /// Tokens generated where nothing is said: an answer of a few sentences.
+    pub const DECODE_LEN: u32 = 128;
+
     /// The objective, chosen by the number of streams where none is given.
     pub const fn objective(&self) -> Objective {
         match self.objective {
@@ -115,6 +125,39 @@ pub struct NodePrediction {
     pub usable: Bytes,
     /// Time in kernels for one decoded token, one stream.
     pub compute_ms: f64,
+    /// Time in all-reduces of its stage, for that token.
+    pub all_reduce_ms: f64,
+    /// Time for its hidden state to come in, from the stage before and for its rows of the head.
+    pub hop_ms: f64,
+    /// Time waiting for slower ranks of its stage.
+    pub wait_ms: f64,
+    /// What is left of the token's time: other stages are at work, or orders and answers on their way.
+    pub idle_ms: f64,
+}
+
+/// One decoded token of one stream by what its time is spent on. The parts add up to
+/// [`Prediction::decode_ms`].
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Breakdown {
+    /// The slowest rank's kernels of each phase of each layer.
+    pub compute_ms: f64,
+    pub all_reduce_ms: f64,
+    /// Hidden states from stage to stage.
+    pub hops_ms: f64,
+    /// The output head, with its rows' way to ranks outside the last group.
+    pub head_ms: f64,
+    /// Order and answers, from and to the coordinator.
+    pub control_ms: f64,
+}
+
+/// A prompt by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Prefill {
+    pub tokens: u32,
+    /// Prompt tokens per second.
+    pub tps: f64,
+    /// From the request to the first token.
+    pub ttft_ms: f64,
 }
 
 /// What a plan is predicted to do.
@@ -136,12 +179,18 @@ pub struct Prediction {
     /// Whether some used device cannot hold the model, so that its part of `efficiency` is computed
     /// as if its memory had no limit.
     pub efficiency_assumes_memory: bool,
+    /// Energy of a token at the workload's streams, over all used devices: what each draws idle for a
+    /// token's time and what it draws more while its kernels run. `None` where a used device has no power
+    /// figures.
+    pub joules_per_token: Option<f64>,
     /// No plan on these devices can decode one stream faster.
     pub lower_bound_ms: f64,
     /// Decode time of each stage for one stream, hops and sums included.
     pub stage_ms: Vec<f64>,
     /// Time of one full prefill chunk through the whole plan, all stages and hops, for deadlines.
     pub chunk_ms: f64,
+    /// What `decode_ms` is spent on.
+    pub breakdown: Breakdown,
     /// By node id.
     pub nodes: Vec<NodePrediction>,
 }

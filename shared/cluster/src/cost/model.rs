@@ -76,6 +76,13 @@ impl Model {
         if share.q_heads.is_empty() {
             return 0.0;
         }
+        self.attention_weights(class, rates, share, b)
+            + self.attention_cache(rates, share, b, s)
+            + rates.overhead
+    }
+
+    /// The four products of attention, for `b` rows.
+    pub(crate) fn attention_weights(&self, class: &LayerClass, rates: &Rates, share: &Share, b: f64) -> f64 {
         let q = u64::from(share.q_heads.len()) * self.head_dim;
         let kv = u64::from(share.kv_heads.len()) * self.head_dim;
         let rows = |m: &Matrix, rows| rates.product(m.kind, rows, m.cols, b);
@@ -85,9 +92,12 @@ impl Model {
             + rows(&class.k, kv)
             + rows(&class.v, kv)
             + rates.product(class.o.kind, class.o.rows, held(values, class.o.kind), b)
-            // Keys and values, two bytes each.
-            + b * s * (kv * 4) as f64 / rates.attention(s)
-            + rates.overhead
+    }
+
+    /// Reading the cache: keys and values, two bytes each.
+    pub(crate) fn attention_cache(&self, rates: &Rates, share: &Share, b: f64, s: f64) -> f64 {
+        let kv = u64::from(share.kv_heads.len()) * self.head_dim;
+        b * s * (kv * 4) as f64 / rates.attention(s)
     }
 
     /// Feed-forward network of one layer on one rank: `b` rows.
@@ -120,12 +130,6 @@ impl Model {
             })
             .sum();
         layers + self.head(rates, Span::new(0, vocab), b)
-    }
-
-    /// Number formats of the model's matrices.
-    pub(crate) fn kinds(&self) -> impl Iterator<Item = QuantType> + '_ {
-        let layers = self.classes.iter().flat_map(|c| [c.q, c.k, c.v, c.o, c.gate, c.up, c.down]);
-        layers.chain([self.output]).filter(|m| m.rows > 0).map(|m| m.kind)
     }
 
     /// One rank has all of a layer.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use shoal_core::model::ModelSpec;
 use shoal_core::plan::{AllReduce, Stage};
-use shoal_core::{NodeId, Plan, shard};
+use shoal_core::{NodeId, Plan};
 
+use super::bound::lower_bound_ms;
 use super::link::all_reduce;
 use super::model::{Model, wire_row};
 use super::rates::Rates;
-use super::{Aggregate, Cluster, Device, Links, NodePrediction, Objective, Prediction, Traffic, Workload};
+use super::{Aggregate, Breakdown, Cluster, Link, Links, Objective, Prediction, Prefill, Workload};
 
 /// A plan that cannot be priced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,12 +20,6 @@ pub enum CostError {
     #[error("failed to price the plan: the profile of node {0} has no rates")]
     NoRates(NodeId),
 }
-
-/// Bytes of a candidate or a tile's sum in an answer of the head, and of a step order without rows.
-const CANDIDATE_BYTES: f64 = 8.0;
-const ORDER_BYTES: f64 = 64.0;
-/// Candidates of the default sampling parameters.
-const CANDIDATES: f64 = 40.0;
 
 /// What this plan is predicted to do.
 ///
@@ -36,38 +31,29 @@ pub fn predict(
     cluster: &Cluster,
     workload: &Workload,
 ) -> Result<Prediction, CostError> {
-    let model = Model::new(spec);
+    let (model, rates) = (Model::new(spec), rates_of(plan, cluster)?);
+    let pricing = Pricing { model: &model, rates: &rates, links: &cluster.links };
+    Ok(pricing.predict(plan, spec, cluster, workload))
+}
+
+/// What a prompt of `tokens` is predicted to take under this plan, by itself.
+///
+/// # Errors
+/// A node of the plan that the cluster does not have, or has no rates of.
+pub fn prefill(plan: &Plan, spec: &ModelSpec, cluster: &Cluster, tokens: u32) -> Result<Prefill, CostError> {
+    let (model, rates) = (Model::new(spec), rates_of(plan, cluster)?);
+    let pricing = Pricing { model: &model, rates: &rates, links: &cluster.links };
+    Ok(pricing.prefill(plan, tokens).0)
+}
+
+/// Rates of the plan's nodes.
+pub(crate) fn rates_of(plan: &Plan, cluster: &Cluster) -> Result<BTreeMap<NodeId, Rates>, CostError> {
     let mut rates = BTreeMap::new();
     for &node in plan.nodes() {
         let device = cluster.device(node).ok_or(CostError::Unknown(node))?;
         rates.insert(node, Rates::of(device).ok_or(CostError::NoRates(node))?);
     }
-    let pricing = Pricing { model: &model, rates: &rates, links: &cluster.links };
-    Ok(pricing.predict(plan, spec, cluster, workload))
-}
-
-/// A time no plan on these devices can beat for one token of one stream: all matrices spread over all
-/// devices in proportion to what each does best, nothing sent, the least overhead.
-pub fn lower_bound_ms(spec: &ModelSpec, cluster: &Cluster, workload: &Workload) -> f64 {
-    let model = Model::new(spec);
-    // Sums are taken in the order of ids, whatever the order given.
-    let mut devices: Vec<&Device> = cluster.devices.iter().collect();
-    devices.sort_by_key(|device| device.node);
-    let rates: Vec<Rates> = devices.into_iter().filter_map(Rates::of).collect();
-    let Some(reference) = rates.first() else { return 0.0 };
-    let phases = 2.0 * f64::from(spec.n_layers) + 1.0;
-    let whole = Model::whole_share(spec, NodeId::default());
-    let alone = model.alone(reference, &whole, spec.vocab, 1.0, mean_context(spec, workload));
-    let context = mean_context(spec, workload);
-    let ratios: f64 = rates.iter().map(|rates| best_ratio(&model, rates, reference, context)).sum();
-    let least_overhead = rates.iter().map(|rates| rates.overhead).fold(f64::INFINITY, f64::min);
-    1e3 * ((alone - phases * reference.overhead) / ratios + phases * least_overhead)
-}
-
-/// How much faster than `other` this device is at what it does best of this model, for one row.
-fn best_ratio(model: &Model, rates: &Rates, other: &Rates, context: f64) -> f64 {
-    let products = model.kinds().map(|kind| other.least(kind) / rates.least(kind));
-    products.fold(rates.attention(context) / other.attention(context), f64::max)
+    Ok(rates)
 }
 
 /// The context at which a decoded token is priced: half of what a sequence may reach.
@@ -89,48 +75,70 @@ pub(crate) fn leader(stage: &Stage) -> NodeId {
     stage.ranks.iter().map(|share| share.node).min().unwrap_or_default()
 }
 
+/// Time of orders and answers of a step, seconds: the first stage's orders leave the coordinator one after
+/// another, and so do the answers of the head come in.
+pub(crate) fn control(links: &Links, first_ranks: usize, head_ranks: usize) -> f64 {
+    let others = first_ranks.saturating_sub(1) + head_ranks.saturating_sub(1);
+    2.0 * links.default.latency() + others as f64 * links.default.cpu
+}
+
+/// Time until a head rank outside the last group has its rows: `remote` such ranks share the group's
+/// senders evenly, and each sender's messages leave one after another. Priced from the group's leader.
+pub(crate) fn head_move(link: Link, remote: usize, group: usize, bytes: f64) -> f64 {
+    link.time(bytes) + remote.div_ceil(group).saturating_sub(1) as f64 * link.occupied(bytes)
+}
+
 /// One step through a plan.
 #[derive(Debug, Clone)]
-struct StepTimes {
+pub(super) struct StepTimes {
     /// From order to answer, seconds.
-    latency: f64,
+    pub(super) latency: f64,
     /// Each stage with the hop into it.
-    stages: Vec<f64>,
+    pub(super) stages: Vec<f64>,
     /// The longest that any node is busy with the step: what bounds the rate of steps.
-    bottleneck: f64,
+    pub(super) bottleneck: f64,
+    /// Latency by what it is spent on.
+    pub(super) breakdown: Breakdown,
 }
 
 impl Pricing<'_> {
     fn predict(&self, plan: &Plan, spec: &ModelSpec, cluster: &Cluster, workload: &Workload) -> Prediction {
         let context = mean_context(spec, workload);
-        let one = self.step(plan, 1.0, context);
+        let one = self.step(plan, 1.0, context, 1.0);
         let streams = workload.streams.max(1);
         let mut counts: Vec<u32> = (0..32).map(|shift| 1 << shift).take_while(|&n| n < streams).collect();
         counts.push(streams);
         let rate = |n: u32| Aggregate { streams: n, tps: self.throughput(plan, n, context) };
         let aggregate: Vec<Aggregate> = counts.into_iter().map(rate).collect();
         let throughput = aggregate.last().map_or(0.0, |last| last.tps);
-
-        let prompt = f64::from(workload.prompt_len.max(1));
-        let chunk = f64::from(plan.chunk_tokens).min(prompt);
-        let chunk_step = self.step(plan, chunk, prompt / 2.0);
-        let ttft = chunk_step.latency + (prompt / chunk - 1.0) * chunk_step.bottleneck;
-
+        let (prefill, chunk_step) = self.prefill(plan, workload.prompt_len);
         let (alone, assumes_memory) = self.alone(plan, spec, cluster, streams, context);
         Prediction {
             decode_ms: one.latency * 1e3,
             decode_tps: 1.0 / one.latency,
             aggregate,
-            prefill_tps: prompt / ttft,
-            ttft_ms: ttft * 1e3,
+            prefill_tps: prefill.tps,
+            ttft_ms: prefill.ttft_ms,
             bytes_per_token: self.traffic(plan),
             efficiency: throughput / alone,
             efficiency_assumes_memory: assumes_memory,
+            joules_per_token: self.joules(plan, streams, context),
             lower_bound_ms: lower_bound_ms(spec, cluster, workload),
             stage_ms: one.stages.iter().map(|seconds| seconds * 1e3).collect(),
             chunk_ms: chunk_step.latency * 1e3,
-            nodes: self.nodes(plan, spec, cluster, context),
+            breakdown: one.breakdown,
+            nodes: self.nodes(plan, spec, cluster, context, one.latency),
         }
+    }
+
+    /// A prompt of `tokens` by itself, and its first chunk through the plan.
+    fn prefill(&self, plan: &Plan, tokens: u32) -> (Prefill, StepTimes) {
+        let prompt = f64::from(tokens.max(1));
+        let chunk = f64::from(plan.chunk_tokens).min(prompt);
+        // Chunks follow each other through the stages; the last one's last row alone wants logits.
+        let step = self.step(plan, chunk, prompt / 2.0, 1.0);
+        let ttft = step.latency + (prompt / chunk - 1.0) * step.bottleneck;
+        (Prefill { tokens: tokens.max(1), tps: prompt / ttft, ttft_ms: ttft * 1e3 }, step)
     }
 
     /// What plans of one strategy are compared by; less is better. With latency as objective, `balance` ×
@@ -138,12 +146,12 @@ impl Pricing<'_> {
     pub(crate) fn score(&self, plan: &Plan, workload: &Workload, context: f64, balance: f64) -> f64 {
         match workload.objective() {
             Objective::Latency => {
-                let step = self.step(plan, 1.0, context);
+                let step = self.step(plan, 1.0, context, 1.0);
                 step.latency + balance * step.bottleneck
             }
-            Objective::Throughput | Objective::Energy => {
-                1.0 / self.throughput(plan, workload.streams.max(1), context)
-            }
+            Objective::Throughput => 1.0 / self.throughput(plan, workload.streams.max(1), context),
+            // Plans on devices whose power is not known come after all others.
+            Objective::Energy => self.joules(plan, workload.streams.max(1), context).unwrap_or(f64::INFINITY),
         }
     }
 
@@ -163,60 +171,77 @@ impl Pricing<'_> {
         };
         let attention = slowest(&|share, rates| self.model.attention(class, rates, share, b, s));
         let feed_forward = slowest(&|share, rates| self.model.feed_forward(class, rates, share, b));
-        let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
-        attention + feed_forward + 2.0 * all_reduce(how, &nodes, self.links, sum_bytes).0
+        attention + feed_forward + self.sums_of_layer(stage, how, sum_bytes)
     }
 
-    fn step(&self, plan: &Plan, b: f64, s: f64) -> StepTimes {
+    /// One step of `b` rows at context `s`, of which `head_rows` want logits.
+    pub(super) fn step(&self, plan: &Plan, b: f64, s: f64, head_rows: f64) -> StepTimes {
         let sum_bytes = b * wire_row(plan.wire.sum, self.model.d_model);
-        let hop_bytes = b * wire_row(plan.wire.hop, self.model.d_model);
+        let hop_row = wire_row(plan.wire.hop, self.model.d_model);
         let mut busy: BTreeMap<NodeId, f64> = BTreeMap::new();
         let mut stages = Vec::with_capacity(plan.stages.len());
+        let (mut all_reduces, mut hops) = (0.0, 0.0);
         for (index, stage) in plan.stages.iter().enumerate() {
+            let how = stage.sums.of(b as usize, plan.kv.sequences);
             let by_class: Vec<f64> = (0..self.model.classes.len())
-                .map(|class| {
-                    self.layer(class, stage, stage.sums.of(b as usize, plan.kv.sequences), sum_bytes, b, s)
-                })
+                .map(|class| self.layer(class, stage, how, sum_bytes, b, s))
                 .collect();
             let layers = stage.layers.iter();
             let compute: f64 = layers.map(|layer| by_class[self.model.class_of[layer as usize]]).sum();
             for share in &stage.ranks {
                 busy.insert(share.node, compute);
             }
-            stages.push(compute + self.hop_into(plan, index, hop_bytes));
+            let hop = self.hop_into(plan, index, b * hop_row);
+            hops += hop;
+            all_reduces += f64::from(stage.layers.len()) * self.sums_of_layer(stage, how, sum_bytes);
+            stages.push(compute + hop);
         }
-        // A prefill chunk wants logits of its last row at most; decode rows all do.
-        let rows = b.min(f64::from(plan.kv.sequences));
         let mut head = 0.0_f64;
-        let last = &plan.stages[plan.stages.len() - 1];
+        let last = &plan.stages[plan.last_stage()];
+        let elsewhere = |node| !last.ranks.iter().any(|rank| rank.node == node);
+        let remote = plan.head.iter().filter(|share| elsewhere(share.node)).count();
         for share in &plan.head {
-            let moved = if last.ranks.iter().any(|rank| rank.node == share.node) {
-                0.0
+            let link = || self.links.get(leader(last), share.node);
+            let moved = if elsewhere(share.node) {
+                head_move(link(), remote, last.ranks.len(), head_rows * hop_row)
             } else {
-                self.links.get(leader(last), share.node).time(rows * hop_bytes / b)
+                0.0
             };
-            let compute = self.model.head(&self.rates[&share.node], share.rows, rows);
+            let compute = self.model.head(&self.rates[&share.node], share.rows, head_rows);
             *busy.entry(share.node).or_default() += compute;
             head = head.max(moved + compute);
         }
-        // The order comes from the coordinator and the answer goes there.
-        let control = 2.0 * self.links.default.latency();
-        let latency = stages.iter().sum::<f64>() + head + control;
-        StepTimes { latency, stages, bottleneck: busy.values().copied().fold(0.0, f64::max) }
+        let control = control(self.links, plan.stages[0].ranks.len(), plan.head.len());
+        let in_stages: f64 = stages.iter().sum();
+        let breakdown = Breakdown {
+            compute_ms: (in_stages - hops - all_reduces) * 1e3,
+            all_reduce_ms: all_reduces * 1e3,
+            hops_ms: hops * 1e3,
+            head_ms: head * 1e3,
+            control_ms: control * 1e3,
+        };
+        let bottleneck = busy.values().copied().fold(0.0, f64::max);
+        StepTimes { latency: in_stages + head + control, stages, bottleneck, breakdown }
+    }
+
+    /// The two all-reduces of one layer of this stage.
+    pub(super) fn sums_of_layer(&self, stage: &Stage, how: AllReduce, sum_bytes: f64) -> f64 {
+        let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
+        2.0 * all_reduce(how, &nodes, self.links, sum_bytes).0
     }
 
     /// Time until a stage has the hidden state of the stage before: priced from leader to leader, since
     /// ranks receive from ranks side by side ([`Plan::hop_source`]).
-    fn hop_into(&self, plan: &Plan, stage: usize, bytes: f64) -> f64 {
+    pub(super) fn hop_into(&self, plan: &Plan, stage: usize, bytes: f64) -> f64 {
         let Some(before) = stage.checked_sub(1) else { return 0.0 };
         self.links.get(leader(&plan.stages[before]), leader(&plan.stages[stage])).time(bytes)
     }
 
     /// Tokens per second over `n` streams: their rows are spread over as many steps as there are stages.
-    fn throughput(&self, plan: &Plan, n: u32, context: f64) -> f64 {
+    pub(super) fn throughput(&self, plan: &Plan, n: u32, context: f64) -> f64 {
         let rows = n.div_ceil(plan.stages.len() as u32);
         let steps = f64::from(n.div_ceil(rows));
-        let step = self.step(plan, f64::from(rows), context);
+        let step = self.step(plan, f64::from(rows), context, f64::from(rows));
         f64::from(n) / step.latency.max(steps * step.bottleneck)
     }
 
@@ -230,7 +255,7 @@ impl Pricing<'_> {
         context: f64,
     ) -> (f64, bool) {
         let whole = Model::whole_share(spec, NodeId::default());
-        let control = 2.0 * self.links.default.latency();
+        let control = control(self.links, 1, 1);
         let mut assumes_memory = false;
         let mut sum = 0.0;
         for &node in plan.nodes() {
@@ -241,47 +266,5 @@ impl Pricing<'_> {
             assumes_memory |= usable < spec.total_bytes().0;
         }
         (sum, assumes_memory)
-    }
-
-    fn traffic(&self, plan: &Plan) -> Traffic {
-        let d = self.model.d_model;
-        let hop = wire_row(plan.wire.hop, d);
-        let hops: usize = plan.stages.iter().skip(1).map(|stage| stage.ranks.len()).sum();
-        let sum = wire_row(plan.wire.sum, d);
-        let stage_sums = |stage: &Stage| {
-            let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
-            2.0 * f64::from(stage.layers.len()) * all_reduce(stage.sums.decode, &nodes, self.links, sum).1
-        };
-        let moved =
-            plan.head.iter().enumerate().filter(|(at, head)| plan.head_source(*at) != head.node).count();
-        let answers = plan.head.len() as f64 * (CANDIDATES * CANDIDATE_BYTES + ORDER_BYTES);
-        Traffic {
-            hops: hops as f64 * hop,
-            all_reduce: plan.stages.iter().map(stage_sums).sum(),
-            head: moved as f64 * hop + answers,
-            control: plan.nodes().len() as f64 * 2.0 * ORDER_BYTES,
-        }
-    }
-
-    fn nodes(&self, plan: &Plan, spec: &ModelSpec, cluster: &Cluster, context: f64) -> Vec<NodePrediction> {
-        let one = |&node: &NodeId| {
-            let rates = &self.rates[&node];
-            let mut compute =
-                plan.head_share(node).map_or(0.0, |(_, rows)| self.model.head(rates, rows, 1.0));
-            if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
-                for layer in plan.stages[place.stage].layers.iter() {
-                    let class = &self.model.classes[self.model.class_of[layer as usize]];
-                    compute += self.model.attention(class, rates, share, 1.0, context)
-                        + self.model.feed_forward(class, rates, share, 1.0);
-                }
-            }
-            NodePrediction {
-                node,
-                memory: shard::footprint(plan, spec, node),
-                usable: cluster.device(node).map_or_else(Default::default, |device| device.usable),
-                compute_ms: compute * 1e3,
-            }
-        };
-        plan.nodes().iter().map(one).collect()
     }
 }

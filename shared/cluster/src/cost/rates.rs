@@ -1,7 +1,7 @@
 //! A device's measured figures, as prices are made of them.
 
 use shoal_core::QuantType;
-use shoal_core::profile::{BatchRate, ContextRate};
+use shoal_core::profile::{BatchRate, ContextRate, DeviceProfile, Power};
 
 use super::Device;
 
@@ -14,18 +14,24 @@ pub(crate) struct Rates {
     /// `(context, seconds for one KV byte of each position)`, contexts and seconds rising.
     attention: Vec<(f64, f64)>,
     pub(crate) overhead: f64,
+    pub(crate) power: Option<Power>,
 }
 
 impl Rates {
     /// `None` where the profile has no rate at all.
     pub(crate) fn of(device: &Device) -> Option<Self> {
-        let profile = &device.profile;
+        Some(Self { power: device.power, ..Self::of_profile(&device.profile)? })
+    }
+
+    /// The same for a device of which no more is known than this.
+    pub(crate) fn of_profile(profile: &DeviceProfile) -> Option<Self> {
         let entry = |entry: &ContextRate| (f64::from(entry.context), entry.rate.median.0);
         let mut out = Self {
             stream: [0.0; QuantType::ALL.len()],
             batched: Vec::with_capacity(QuantType::ALL.len()),
             attention: times(profile.attention.iter().map(entry)),
             overhead: profile.phase_overhead.median.0,
+            power: None,
         };
         for kind in QuantType::ALL {
             let rate = profile.rate(kind)?;
@@ -47,13 +53,6 @@ impl Rates {
     pub(crate) fn attention(&self, s: f64) -> f64 {
         let s = s.max(1.0);
         s / amount_time(&self.attention, s)
-    }
-
-    /// The least seconds per weight of this format, whatever the number of rows: one row's share.
-    pub(crate) fn least(&self, kind: QuantType) -> f64 {
-        let bytes = kind.block_bytes() as f64 / kind.block_len() as f64;
-        let one = amount_time(&self.batched[kind as usize], 1.0);
-        (bytes / self.stream[kind as usize]).max(one)
     }
 }
 
