@@ -13,9 +13,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("shared/cluster", &["shoal-core"]),
     ("shared/net", &["shoal-core"]),
     ("shared/engine", &["shoal-core"]),
+    ("shared/profiles", &["shoal-core"]),
     ("shared/text", &["shoal-core", "shoal-engine"]),
-    ("worker", &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine"]),
-    ("coordinator", &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-text", "worker"]),
+    ("worker", &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-profiles"]),
+    (
+        "coordinator",
+        &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-profiles", "shoal-text", "worker"],
+    ),
 ];
 
 /// Libraries with the only crates that may depend on them.
