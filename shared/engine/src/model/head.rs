@@ -84,9 +84,14 @@ pub enum HeadError {
     Tile(u32),
 }
 
+/// Spread of logits without weights: that of a real model's best few.
+const NOISE: f32 = 16.0;
+
 /// The head of one node.
 pub(super) struct Head {
     weights: Option<HeadWeights>,
+    /// Without weights: logits by chance instead of none.
+    dry: bool,
     /// Vocabulary rows held: tile borders.
     rows: Span,
     d_model: usize,
@@ -119,6 +124,7 @@ impl Head {
     ) -> Self {
         Self {
             weights,
+            dry: false,
             rows,
             d_model,
             eps,
@@ -129,6 +135,12 @@ impl Head {
             activations: Activations::with_capacity(sequences, d_model),
             raw: Vec::with_capacity(sequences * rows.len() as usize),
         }
+    }
+
+    /// A head without weights, whose logits mean nothing: a function of step, row and token alone, so that
+    /// they do not depend on how rows are split over nodes.
+    pub(super) fn dry(rows: Span, d_model: usize, sequences: usize) -> Self {
+        Self { dry: true, ..Self::new(None, rows, d_model, 0.0, sequences) }
     }
 
     /// Bytes of the buffers, as allocated.
@@ -157,6 +169,11 @@ impl Head {
             kernels::rmsnorm_rows(pool, hidden, &weights.norm, self.eps, &mut self.normed);
             self.activations.load(pool, &self.normed, n, self.d_model);
             kernels::matmul(pool, &weights.output.matrix(), &self.activations, &mut self.raw);
+        }
+        if self.dry {
+            for (HeadRow { row, .. }, raw) in requests.iter().zip(self.raw.chunks_exact_mut(held.max(1))) {
+                noise(step, *row, self.rows.first, raw);
+            }
         }
         let mut answers = Vec::with_capacity(n);
         let mut kept = Vec::with_capacity(n);
@@ -247,6 +264,19 @@ impl Head {
         while let Some(entry) = self.kept.first_entry().filter(|entry| *entry.key() <= step) {
             self.spare.extend(entry.remove().into_iter().map(|kept| kept.logits));
         }
+    }
+}
+
+/// Logits by chance for the tokens from `first` on, evenly from 0 to [`NOISE`]. The mixing is that of
+/// MurmurHash3's last step.
+fn noise(step: StepId, row: u32, first: u32, logits: &mut [f32]) {
+    let seed = (step.0 as u32).wrapping_mul(0x9e37_79b9) ^ row.wrapping_mul(0x85eb_ca6b);
+    for (token, logit) in (first..).zip(logits) {
+        let mut hash = seed ^ token.wrapping_mul(0xcc9e_2d51);
+        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+        hash ^= hash >> 16;
+        *logit = (hash >> 8) as f32 * (NOISE / 16_777_216.0);
     }
 }
 

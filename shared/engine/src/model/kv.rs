@@ -130,6 +130,11 @@ impl KvCache {
         self.sequences.get(&seq).map_or(0, |sequence| sequence.len)
     }
 
+    /// Pages that exist.
+    pub(super) fn allocated(&self) -> usize {
+        self.allocated
+    }
+
     /// Bytes of all pages that exist.
     pub(super) fn bytes(&self) -> u64 {
         (self.allocated * self.shape.len() * size_of::<f16>()) as u64

@@ -3,6 +3,7 @@
 //!
 //! - [`spec`](fn@spec) reads what a GGUF file holds; the coordinator calls it.
 //! - [`Shard`] is one node's part; the worker's compute thread owns it and drives it.
+//! - [`DryShard`] is a shard without weights, which counts and answers and computes nothing.
 //! - [`WeightSource`] is the only way to a file's bytes, [`Group`] the only way to other ranks: there is
 //!   no socket and no path in here.
 //! - [`reduce`] is the one function that all ways of summing a group's partials compute.
@@ -13,6 +14,7 @@
 mod attention;
 mod batch;
 mod block;
+mod dry;
 mod group;
 mod head;
 mod kv;
@@ -24,6 +26,7 @@ mod spec;
 mod weights;
 
 pub use batch::{Batch, BatchError, RowRun};
+pub use dry::DryShard;
 pub use group::{Group, GroupError, LocalGroup, LocalGroupError, ReducePhase, Solo};
 pub use head::HeadError;
 pub use kv::KvError;
