@@ -197,18 +197,22 @@ pub(crate) fn job(
     for text in &plan.exclude {
         exclude.push(find(text, &names)?);
     }
-    check_context(plan.context, model)?;
+    let context = check_context(plan.context, model)?;
     Ok(JobOptions {
         strategy: plan.strategy.map(Into::into),
         wire: plan.wire(config),
         exclude,
-        context: plan.context,
+        context,
         prompt_len: prompt_len as u32,
         profiles,
         // Between processes of one machine the default is as good, and a run starts sooner.
         measure_links: local.is_none() && names.len() > 1,
     })
 }
+
+/// Positions where `--context` does not say: a long conversation. The whole context of a recent model would
+/// take more memory for KV pages than a small board has.
+const DEFAULT_CONTEXT: u32 = 4096;
 
 /// The context in force; at most the model's own.
 ///
@@ -221,7 +225,7 @@ pub(crate) fn check_context(context: Option<u32>, model: &Model) -> Outcome<u32>
             "--context {context} is more than the {own} positions the model was trained for"
         ))),
         Some(context) => Ok(context),
-        None => Ok(own),
+        None => Ok(own.min(DEFAULT_CONTEXT)),
     }
 }
 

@@ -204,7 +204,13 @@ impl DemoArgs {
         }
         let model_bytes = model.manifest.model.file_bytes;
         let most = Bytes(model_bytes.0.saturating_sub(1));
-        let workload = Workload { context, streams: 1, prompt_len: 8, objective: None };
+        let workload = Workload {
+            context,
+            streams: 1,
+            prompt_len: 8,
+            decode_len: Workload::DECODE_LEN,
+            objective: None,
+        };
         let options = Options { strategy, wire: self.plan.wire(config), ..Options::default() };
         let choice = planner::choose(&model.spec, &on_paper(self.workers, most), &workload, &options);
         let Ok(choice) = choice else {

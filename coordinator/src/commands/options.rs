@@ -112,7 +112,7 @@ pub(crate) struct PlanOptions {
     /// A worker to leave out, by node id or its first digits, or by name; may be given several times
     #[arg(long, value_name = "NODE")]
     pub(crate) exclude: Vec<String>,
-    /// Positions of the KV cache: prompt and answer must fit; by default what the model was trained for
+    /// Positions of the KV cache: prompt and answer must fit; by default 4096, or what the model was trained for if less
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) context: Option<u32>,
     /// Memory every worker keeps free of what it offers, such as 200MB

@@ -21,8 +21,8 @@ pub(crate) struct JobOptions {
     pub(crate) strategy: Option<Strategy>,
     pub(crate) wire: Wire,
     pub(crate) exclude: Vec<NodeId>,
-    /// Positions of the KV cache; by default those of the model.
-    pub(crate) context: Option<u32>,
+    /// Positions of the KV cache; at most the model's own count.
+    pub(crate) context: u32,
     /// Tokens of the prompt, as far as known.
     pub(crate) prompt_len: u32,
     /// Profiles from before.
@@ -51,7 +51,7 @@ pub(crate) struct Serving {
 
 impl JobOptions {
     fn job(&self, driver: &Driver, model: &Model) -> Job {
-        let context = self.context.unwrap_or(model.spec.context).min(model.spec.context);
+        let context = self.context.min(model.spec.context);
         Job {
             model: model.manifest.model.clone(),
             spec: (*model.spec).clone(),
@@ -59,6 +59,7 @@ impl JobOptions {
                 context,
                 streams: 1,
                 prompt_len: self.prompt_len.min(context),
+                decode_len: Workload::DECODE_LEN,
                 objective: None,
             },
             planning: Planning::Choose(Options {

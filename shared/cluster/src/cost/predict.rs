@@ -56,9 +56,10 @@ pub(crate) fn rates_of(plan: &Plan, cluster: &Cluster) -> Result<BTreeMap<NodeId
     Ok(rates)
 }
 
-/// The context at which a decoded token is priced: half of what a sequence may reach.
+/// The context at which a decoded token is priced: the prompt and half of what is generated after it.
 pub(crate) fn mean_context(spec: &ModelSpec, workload: &Workload) -> f64 {
-    f64::from(workload.context.min(spec.context)) / 2.0
+    let middle = f64::from(workload.prompt_len) + f64::from(workload.decode_len) / 2.0;
+    middle.clamp(1.0, f64::from(workload.context.min(spec.context)).max(1.0))
 }
 
 /// What prices are made of.

@@ -318,7 +318,7 @@ impl<'a> World<'a> {
         self.stopping = false;
         let scenario = self.scenario;
         let workload =
-            Workload { context: CONTEXT, streams: scenario.streams, prompt_len: 16, objective: None };
+            Workload { context: CONTEXT, streams: scenario.streams, prompt_len: 16, decode_len: Workload::DECODE_LEN, objective: None };
         let job = Job {
             model: coordinator::nominal_model(),
             spec: model(),

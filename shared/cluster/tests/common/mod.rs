@@ -118,5 +118,5 @@ pub(crate) fn cluster(speeds: &[f64], usable: Bytes) -> Cluster {
 }
 
 pub(crate) fn workload(streams: u32) -> Workload {
-    Workload { context: 512, streams, prompt_len: 64, objective: None }
+    Workload { context: 512, streams, prompt_len: 64, decode_len: Workload::DECODE_LEN, objective: None }
 }
