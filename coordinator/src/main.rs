@@ -12,6 +12,7 @@ mod exit;
 mod local;
 mod model;
 mod out;
+mod paper;
 mod runtime;
 mod session;
 mod show;
