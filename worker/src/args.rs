@@ -5,10 +5,14 @@
 use std::io::BufRead;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Deserialize;
 use shoal_core::units::Bytes;
+use shoal_profiles::ProfileFileError;
+
+use crate::emulate::{DILATION, Emulated};
 
 /// Bound of the model cache when nothing else is said: several models of small boards, and a part of
 /// the smallest card anyone puts into one.
@@ -79,6 +83,22 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR", env = "SHOAL_MODELS", value_delimiter = ',')]
     pub models: Vec<PathBuf>,
 
+    /// Play another device: the name of a built-in board such as pi5-8gb, a board's TOML file, or a device
+    /// of a cluster file (cluster.toml#device). The arithmetic is done, and then slept up to what that
+    /// device would take.
+    #[arg(long, value_name = "FILE", help_heading = "Emulation")]
+    pub emulate: Option<String>,
+
+    /// Slow every clock of the played device K times, where this machine is slower than what it plays; all
+    /// workers of a cluster must say the same K, and the network must be slowed as much
+    #[arg(long, value_name = "K", requires = "emulate", value_parser = dilation, help_heading = "Emulation")]
+    pub dilate: Option<f64>,
+
+    /// Load no weights and do no arithmetic: only sleep as long as the played device would compute. Texts
+    /// mean nothing.
+    #[arg(long, requires = "emulate", help_heading = "Emulation")]
+    pub dry: bool,
+
     /// TOML file with the same settings (join-file = "…", memory = "6GB", …); arguments and
     /// environment go before it
     #[arg(long, value_name = "FILE", env = "SHOAL_WORKER_CONFIG")]
@@ -140,6 +160,8 @@ pub struct Settings {
     pub memory: Option<Bytes>,
     pub threads: u32,
     pub models: Vec<PathBuf>,
+    /// The device to play.
+    pub emulated: Option<Arc<Emulated>>,
     pub mdns: bool,
     pub child: bool,
     pub verbose: u8,
@@ -158,6 +180,8 @@ pub enum SettingsError {
     Config { path: PathBuf, message: String },
     #[error("no folder for {0} is known for this user: name one with {1}")]
     NoFolder(&'static str, &'static str),
+    #[error("failed to read the device to play")]
+    Emulate(#[from] ProfileFileError),
 }
 
 impl WorkerArgs {
@@ -188,6 +212,8 @@ impl WorkerArgs {
         let cache_dir = (self.cache_dir.or(file.cache_dir))
             .or_else(|| folder(directories::ProjectDirs::cache_dir))
             .ok_or(SettingsError::NoFolder("caches", "--cache-dir"))?;
+        let emulated = |file: String| Emulated::new(&file, self.dilate.unwrap_or(1.0), self.dry);
+        let emulated = self.emulate.map(emulated).transpose()?.map(Arc::new);
         let listen = self.listen.or(file.listen);
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         Ok(Settings {
@@ -201,11 +227,22 @@ impl WorkerArgs {
             memory: self.memory.or(bytes(file.memory)),
             threads: self.threads.or(file.threads).unwrap_or(cores).clamp(1, THREADS),
             models: or_file(self.models, file.models),
+            emulated,
             mdns: !(self.no_mdns || file.no_mdns == Some(true)),
             child: self.child,
             verbose: self.verbose,
         })
     }
+}
+
+/// A factor of `--dilate`.
+///
+/// # Errors
+/// It is no number within [`DILATION`].
+pub fn dilation(text: &str) -> Result<f64, String> {
+    let (least, most) = DILATION;
+    let factor = text.parse::<f64>().ok().filter(|factor| (least..=most).contains(factor));
+    factor.ok_or_else(|| format!("{text:?} is no number from {least} to {most}"))
 }
 
 /// A list of the command line or environment replaces the file's.
@@ -311,8 +348,22 @@ mod tests {
     }
 
     #[test]
+    fn a_device_to_play_is_read_at_once() {
+        let settings = settle(&["--emulate", "pi5-8gb", "--dilate", "3"]).expect("settings");
+        assert_eq!(settings.emulated.expect("device").dilation(), 3.0);
+        assert!(matches!(settle(&["--emulate", "no-such-board"]), Err(SettingsError::Emulate(_))));
+    }
+
+    #[test]
     fn usage_errors_are_the_parsers() {
-        for bad in [&["--memory", "lots"][..], &["--threads", "0"], &["--listen", "nowhere"], &["--frob"]] {
+        for bad in [
+            &["--memory", "lots"][..],
+            &["--threads", "0"],
+            &["--listen", "nowhere"],
+            &["--frob"],
+            &["--dry"],
+            &["--emulate", "pi5-8gb", "--dilate", "0.5"],
+        ] {
             assert!(Cli::try_parse_from([&["worker"], bad].concat()).is_err(), "{bad:?}");
         }
     }

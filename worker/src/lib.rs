@@ -7,6 +7,7 @@
 //! | [`measure`] | what its machine can do with a model |
 //! | [`store`] | weights on this machine: local copies, the chunk cache |
 //! | [`runtime`] | the compute thread: steps, the output head, the all-reduce |
+//! | [`emulate`] | playing another device |
 //! | [`driver`] | the control side: joining, the coordinator's connection, the state machine |
 //!
 //! Both binaries call [`start_logs`] first, and then [`main`] (`shoal` for `shoal worker` alone). Everything
@@ -14,6 +15,7 @@
 
 pub mod args;
 pub mod driver;
+pub mod emulate;
 pub mod machine;
 pub mod measure;
 pub mod runtime;

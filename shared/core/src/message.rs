@@ -97,6 +97,21 @@ pub struct Counters {
     pub head_bytes: u64,
     /// Bytes of control messages sent and received.
     pub control_bytes: u64,
+    /// Of a worker that plays another device; zeros elsewhere.
+    pub emulation: EmulationCounters,
+}
+
+/// How well a worker plays another device, within an epoch; they only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EmulationCounters {
+    /// Time that the played device would have computed.
+    pub predicted_us: u64,
+    /// Time by which real work outlasted that: it could not be kept.
+    pub overrun_us: u64,
+    /// How often a deadline was slept up to.
+    pub sleeps: u64,
+    /// By how much these sleeps missed their deadlines in all, early or late.
+    pub missed_us: u64,
 }
 
 /// Memory of a worker: what it accounts, and what the system says of the process.

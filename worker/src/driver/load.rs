@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::conn::{Conn, Traffic};
 use super::{Driver, own_failure};
+use crate::emulate::NoWeights;
 use crate::runtime::{Loading, failure};
 use crate::store::{Cancel, ChunkFuture, ChunkSource, FetchError, Meter, Needs};
 
@@ -41,6 +42,10 @@ impl Load {
         let (epoch, meter, cancel) = (plan.epoch, Arc::new(Meter::default()), Cancel::default());
         let before = driver.conn.as_ref().map(Conn::traffic).unwrap_or_default();
         let task = match prepare(driver, &spec, &plan, peers) {
+            Ok(_) if driver.settings.emulated.as_ref().is_some_and(|device| device.is_dry()) => {
+                driver.compute.load(Loading { spec, plan, source: Arc::new(NoWeights) });
+                None
+            }
             Ok(link) => {
                 let needs = needs(model, &plan, &spec, driver.node);
                 let (store, events) = (driver.store.clone(), driver.events.clone());

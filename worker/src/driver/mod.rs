@@ -35,6 +35,7 @@ use tokio::time::{Instant, interval};
 
 use crate::WorkerError;
 use crate::args::Settings;
+use crate::emulate::Emulated;
 use crate::machine::Memory;
 use crate::runtime::{Compute, failure};
 use crate::store::Store;
@@ -98,22 +99,27 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let setup::Ready { lock, node, membership, endpoint, plane, discovery, term } = ready;
     let (events, mut news) = unbounded_channel();
     let (inbox, mut incoming) = channel(INBOX);
-    let compute = Compute::start(node, settings.threads, Arc::clone(&plane), events.clone())
-        .map_err(WorkerError::Threads)?;
+    let emulated = settings.emulated.clone();
+    let compute =
+        Compute::start(node, settings.threads, Arc::clone(&plane), events.clone(), emulated.clone())
+            .map_err(WorkerError::Threads)?;
     let memory = Memory::read();
-    let usable = settings.memory.unwrap_or_else(|| memory.usable());
+    let (said, free) = (settings.memory, memory.usable());
+    let played = emulated.as_deref();
+    let usable = played.map_or(said.unwrap_or(free), |device| device.usable(said, free));
+    let hardware = crate::machine::hardware();
     let info = NodeInfo {
         node,
         name: settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        hardware: crate::machine::hardware(),
+        hardware: played.map(|device| device.hardware(&hardware)).unwrap_or(hardware),
         kernel_set: kernels::kernel_set_id().to_owned(),
         threads: settings.threads,
-        memory: memory.total,
+        memory: played.map_or(memory.total, |device| device.board().memory),
         usable,
         resident: crate::machine::process_resident(),
         data_port: plane.local_address().port(),
-        emulation: None,
+        emulation: played.map(Emulated::info),
     };
     tracing::info!(
         "node {node} serves with {} of {} in {} threads; {} are left to everything else",
@@ -334,9 +340,15 @@ impl Driver {
 
     fn measure_links(&self, peers: Vec<Peer>) {
         let (plane, events) = (Arc::clone(&self.plane), self.events.clone());
+        let emulated = self.settings.emulated.clone();
         let measure = move || {
             let probe = |peer: &Peer| -> Result<LinkProfile, shoal_core::message::Failure> {
-                let report = plane.probe(&DataPeer::from(peer));
+                let report = plane.probe(&DataPeer::from(peer)).map(|mut link| {
+                    if let Some(device) = &emulated {
+                        link.figures = device.own_time(link.figures);
+                    }
+                    link
+                });
                 report.map_err(|error| shoal_core::message::Failure {
                     message: format!(
                         "failed to measure the link to {}: {}",

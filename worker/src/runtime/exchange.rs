@@ -12,6 +12,8 @@ use shoal_net::DataPlane;
 use shoal_net::data::{Block, BlockKey, SendError, WaitError, Wake};
 
 use super::{BLOCK_DEADLINE, Interrupt};
+use crate::emulate::Emulated;
+use crate::emulate::MessagePace;
 
 /// Why a block did not arrive or leave.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +87,7 @@ pub(crate) struct At {
 }
 
 /// A node's way to the other nodes of a plan.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Exchange {
     plane: Arc<DataPlane>,
     epoch: Epoch,
@@ -94,11 +96,38 @@ pub(crate) struct Exchange {
     interrupt: Interrupt,
     /// Time spent waiting since it was last taken.
     waited: Duration,
+    deadline: Duration,
+    /// On a worker that plays another device.
+    messages: Option<MessagePace>,
 }
 
 impl Exchange {
     pub(crate) fn new(plane: Arc<DataPlane>, epoch: Epoch, rank: usize, interrupt: Interrupt) -> Self {
-        Self { plane, epoch, rank: rank as u16, interrupt, waited: Duration::ZERO }
+        Self {
+            plane,
+            epoch,
+            rank: rank as u16,
+            interrupt,
+            waited: Duration::ZERO,
+            deadline: BLOCK_DEADLINE,
+            messages: None,
+        }
+    }
+
+    /// Sends and takes messages as the played device does.
+    pub(crate) fn play(&mut self, emulated: &Emulated) {
+        self.messages = emulated.messages();
+        self.deadline = BLOCK_DEADLINE.mul_f64(emulated.dilation());
+    }
+
+    /// When the last message has left the played device.
+    pub(crate) fn sent(&self) -> Option<Instant> {
+        self.messages.as_ref().and_then(MessagePace::sent)
+    }
+
+    /// How long a block may let wait.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     pub(crate) fn plane(&self) -> &DataPlane {
@@ -108,6 +137,11 @@ impl Exchange {
     /// Whether the driver has ended the epoch.
     pub(crate) fn check(&self) -> Result<(), ExchangeError> {
         if self.interrupt.is_over(self.epoch) { Err(ExchangeError::Over) } else { Ok(()) }
+    }
+
+    /// Time spent waiting since it was last taken.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Time spent waiting since the last call.
@@ -122,7 +156,7 @@ impl Exchange {
 
     /// Sends a whole block of encoded rows.
     pub(crate) fn send(
-        &self,
+        &mut self,
         to: NodeId,
         class: Class,
         at: At,
@@ -145,6 +179,9 @@ impl Exchange {
             len: 0,
             block_rows: rows,
         };
+        if let Some(messages) = &mut self.messages {
+            messages.send();
+        }
         self.plane.send(to, class, &header, bytes).map_err(|source| ExchangeError::Send { to, source })
     }
 
@@ -159,7 +196,12 @@ impl Exchange {
         let woken = self.plane.wait_any(keys, Some(deadline));
         self.waited += start.elapsed();
         match woken {
-            Ok(Wake::Block(index, block)) => Ok(Some((index, block))),
+            Ok(Wake::Block(index, block)) => {
+                if let Some(messages) = &mut self.messages {
+                    messages.take();
+                }
+                Ok(Some((index, block)))
+            }
             Ok(Wake::Notified) => Ok(None),
             Err(WaitError::Ended { .. }) => Err(ExchangeError::Over),
             Err(source @ WaitError::PeerLost { .. }) => Err(ExchangeError::Lost(source)),
@@ -174,7 +216,7 @@ impl Exchange {
     /// Waits for one block, whatever else there is news of but the epoch's end.
     pub(crate) fn wait(&mut self, at: At, from: NodeId, shape: Shape) -> Result<Block, ExchangeError> {
         let key = self.key(at, from);
-        let deadline = Instant::now() + BLOCK_DEADLINE;
+        let deadline = Instant::now() + self.deadline;
         loop {
             if let Some((_, block)) = self.wait_any(&[key], deadline)? {
                 check_block(&block, from, shape)?;

@@ -17,11 +17,13 @@ use shoal_core::plan::{AllReduce, Place, Plan, Sums};
 use shoal_core::{NodeId, StepId};
 use shoal_engine::model::reduce::{self, ReduceError, Scratch, Slice};
 use shoal_engine::model::{Group, GroupError, ReducePhase};
+use shoal_engine::wire;
 use shoal_net::DataPlane;
 use shoal_net::data::Block;
 
 use super::Interrupt;
 use super::exchange::{At, Exchange, ExchangeError, Shape};
+use crate::emulate::Emulated;
 
 /// Why a sum over the network did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,8 @@ pub struct NetGroup {
     step: StepId,
     class: Class,
     scratch: Scratch,
+    /// Partials are zeros of the right size, and are not summed.
+    dry: bool,
     /// The own partial, encoded.
     partial: Vec<u8>,
     /// Of several slices of partials the one that is being sent, or the own one.
@@ -91,6 +95,7 @@ impl NetGroup {
             step: StepId(0),
             class: Class::Decode,
             scratch: Scratch::default(),
+            dry: false,
             partial: Vec::new(),
             slice: Vec::new(),
             sum: Vec::new(),
@@ -100,6 +105,17 @@ impl NetGroup {
     /// The step whose sums come next.
     pub fn begin(&mut self, step: StepId, class: Class) {
         (self.step, self.class) = (step, class);
+    }
+
+    /// Plays the group of another device.
+    pub(crate) fn play(&mut self, emulated: &Emulated) {
+        self.dry = emulated.is_dry();
+        self.exchange.play(emulated);
+    }
+
+    /// Whether there is nobody to sum with.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nodes.len() == 1
     }
 
     pub(crate) fn exchange(&mut self) -> &mut Exchange {
@@ -115,7 +131,11 @@ impl NetGroup {
         self.partial.clear();
         if self.contributes(phase, self.place.rank) {
             let own = self.own();
-            reduce::encode(self.dtype, x, rows, round.cols, &mut self.partial).map_err(own)?;
+            if self.dry {
+                self.partial.resize(wire::encoded_len(self.dtype, rows, round.cols), 0);
+            } else {
+                reduce::encode(self.dtype, x, rows, round.cols, &mut self.partial).map_err(own)?;
+            }
         }
         match self.sums.of(rows, self.sequences) {
             AllReduce::Direct => self.direct(round, x),
@@ -146,6 +166,9 @@ impl NetGroup {
             }
         }
         let blocks = self.partials(round, shape)?;
+        if self.dry {
+            return Ok(());
+        }
         let parts = self.in_order(round.phase, &blocks, &self.partial);
         reduce::sum(self.dtype, &parts, round.rows, round.cols, &mut self.scratch, x)
             .map_err(|error| blamed(error, &self.contributors[round.phase as usize], &self.nodes, self.place))
@@ -184,17 +207,27 @@ impl NetGroup {
             let (contributors, nodes) = (&self.contributors[phase as usize], &self.nodes);
             let parts = in_order(contributors, me, &blocks, &self.slice);
             let (rows, width) = (own_shape.rows, own_shape.cols);
-            reduce::sum_encoded(self.dtype, &parts, rows, width, &mut self.scratch, &mut self.sum)
-                .map_err(|error| blamed(error, contributors, nodes, self.place))?;
+            if self.dry {
+                self.sum.resize(wire::encoded_len(self.dtype, rows, width), 0);
+            } else {
+                reduce::sum_encoded(self.dtype, &parts, rows, width, &mut self.scratch, &mut self.sum)
+                    .map_err(|error| blamed(error, contributors, nodes, self.place))?;
+            }
             for to in self.others() {
                 self.exchange.send(self.nodes[to], self.class, self.at(round, true), own_shape, &self.sum)?;
             }
-            reduce::place(self.dtype, &self.sum, cols, own, x).map_err(self.own())?;
+            if !self.dry {
+                reduce::place(self.dtype, &self.sum, cols, own, x).map_err(self.own())?;
+            }
         }
         for from in self.others() {
             if !empty(&slices[from]) {
                 let (node, shape) = (self.nodes[from], shape(&slices[from]));
-                let block = self.exchange.wait(self.at(round, true), node, shape)?;
+                let at = self.at(round, true);
+                let block = self.exchange.wait(at, node, shape)?;
+                if self.dry {
+                    continue;
+                }
                 reduce::place(self.dtype, block.bytes(), cols, &slices[from], x)
                     .map_err(|source| SumError::Theirs { node, source })?;
             }

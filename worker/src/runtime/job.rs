@@ -11,7 +11,7 @@ use shoal_core::message::{Counters, Failure, HeadRow, Resident, StepOrder};
 use shoal_core::plan::Place;
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Plan, SeqId, StepId};
-use shoal_engine::model::{Batch, ForwardError, RowRun, Shard, Solo};
+use shoal_engine::model::{Batch, ForwardError, RowRun, Solo};
 use shoal_engine::pool::Pool;
 use shoal_engine::wire;
 use shoal_net::DataPlane;
@@ -20,7 +20,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::exchange::{At, ExchangeError, Shape, check_block, decode};
 use super::group::{NetGroup, SumError};
-use super::{BLOCK_DEADLINE, CONNECT_DEADLINE, Interrupt, Loading, failure};
+use super::{CONNECT_DEADLINE, Interrupt, Loading, failure};
+use crate::emulate::{Body, Emulated, Paced, Pacer};
 use crate::store::SharedSource;
 use crate::{chain, machine};
 
@@ -32,7 +33,11 @@ pub(super) struct Job {
     node: NodeId,
     plan: Arc<Plan>,
     d_model: usize,
-    shard: Shard,
+    shard: Body,
+    /// On a worker that plays another device.
+    pacer: Option<Pacer>,
+    /// Whether the work at hand was waited for.
+    waited: bool,
     /// The table may be mapped from it, and its chunks are safe from eviction.
     _source: SharedSource,
     place: Option<Place>,
@@ -72,9 +77,11 @@ impl Job {
         pool: &Arc<Pool>,
         events: UnboundedSender<Event>,
         interrupt: Interrupt,
+        emulated: Option<&Emulated>,
     ) -> Result<(Self, Resident), Failure> {
         let Loading { spec, plan, source } = loading;
-        let shard = Shard::load(&spec, &plan, node, &*source, Arc::clone(pool), &mut |_, _| {})
+        let dry = emulated.is_some_and(Emulated::is_dry);
+        let shard = Body::load(dry, &spec, &plan, node, &*source, Arc::clone(pool))
             .map_err(|error| failure(chain(&error)))?;
         let place = plan.place(node);
         let group_place = place.unwrap_or(Place { stage: 0, rank: 0 });
@@ -82,6 +89,8 @@ impl Job {
             node,
             d_model: spec.d_model as usize,
             shard,
+            pacer: emulated.and_then(|emulated| emulated.pacer(&spec, &plan, node)),
+            waited: true,
             _source: source,
             place,
             head: plan.head_share(node).map(|(index, _)| index),
@@ -97,6 +106,9 @@ impl Job {
             hidden: Vec::new(),
             encoded: Vec::new(),
         };
+        if let Some(emulated) = emulated {
+            job.group.play(emulated);
+        }
         job.warm_up().map_err(|error| failure(format!("failed to warm up: {}", chain(&*error))))?;
         plane.wait_connected(Instant::now() + CONNECT_DEADLINE).map_err(|source| {
             let blame = match &source {
@@ -120,7 +132,7 @@ impl Job {
             if place.stage == 0 {
                 self.shard.embed(&[0])?;
             }
-            self.shard.set_hidden(&row)?;
+            self.shard.set_hidden(&row, 1)?;
             let batch = Batch::new(vec![RowRun { seq: WARM_SEQ, first_position: 0, rows: 1 }])?;
             let result = self.shard.run_layers(&batch, &mut Solo);
             self.shard.release(WARM_SEQ);
@@ -161,6 +173,7 @@ impl Job {
             hop_bytes: sent.hop - self.sent_before.hop,
             sum_bytes: sent.sum - self.sent_before.sum,
             head_bytes: sent.head - self.sent_before.head,
+            emulation: self.pacer.as_ref().map(Pacer::counters).unwrap_or_default(),
             ..self.counters
         };
         let (epoch, resident) = (self.epoch(), self.resident());
@@ -218,7 +231,8 @@ impl Job {
         if keys.is_empty() {
             return self.idle();
         }
-        let deadline = self.since + BLOCK_DEADLINE;
+        let deadline = self.since + self.group.exchange().deadline();
+        self.waited = true;
         let woken = self.group.exchange().wait_any(&keys, deadline);
         self.counters.wait_us += micros(self.group.exchange().take_waited());
         match woken {
@@ -231,6 +245,7 @@ impl Job {
 
     /// Sleeps until there is a command.
     fn idle(&mut self) -> Result<(), Failure> {
+        self.waited = true;
         // Whatever woke it, the thread looks at its commands next.
         let _ = self.group.exchange().plane().wait_any(&[], None);
         Ok(())
@@ -238,6 +253,7 @@ impl Job {
 
     fn run_first_stage(&mut self) -> Result<(), Failure> {
         let Some(order) = self.steps.pop_front() else { return Ok(()) };
+        self.begin();
         if order.rows() > 0 {
             let tokens: Vec<u32> = order.runs.iter().flat_map(|run| &run.tokens).copied().collect();
             let start = Instant::now();
@@ -249,12 +265,30 @@ impl Job {
 
     fn run_later_stage(&mut self, block: &Block, from: NodeId) -> Result<(), Failure> {
         let Some(order) = self.steps.pop_front() else { return Ok(()) };
+        self.begin();
         let shape = Shape::rows(self.plan.wire.hop, order.rows(), self.d_model);
-        check_block(block, from, shape)
-            .and_then(|()| decode(block, from, shape, &mut self.hidden))
-            .map_err(|error| error.failure("take over the hidden state"))?;
-        self.shard.set_hidden(&self.hidden).map_err(|error| failure(chain(&error)))?;
+        self.take(block, from, shape).map_err(|error| error.failure("take over the hidden state"))?;
+        self.shard.set_hidden(&self.hidden, order.rows()).map_err(|error| failure(chain(&error)))?;
         self.run_layers(&order)
+    }
+
+    /// The rows of a block, into `hidden`; where they mean nothing, zeros.
+    fn take(&mut self, block: &Block, from: NodeId, shape: Shape) -> Result<(), ExchangeError> {
+        check_block(block, from, shape)?;
+        if self.shard.is_dry() {
+            self.hidden.clear();
+            self.hidden.resize(shape.rows * shape.cols, 0.0);
+            return Ok(());
+        }
+        decode(block, from, shape, &mut self.hidden)
+    }
+
+    /// The played device takes up the next piece of work.
+    fn begin(&mut self) {
+        let waited = std::mem::take(&mut self.waited);
+        if let Some(pacer) = &mut self.pacer {
+            pacer.begin(waited, self.group.exchange().sent());
+        }
     }
 
     fn run_layers(&mut self, order: &StepOrder) -> Result<(), Failure> {
@@ -266,7 +300,16 @@ impl Job {
             let batch = Batch::of(&order.runs).map_err(|error| failure(chain(&error)))?;
             self.group.begin(order.step, order.class);
             let start = Instant::now();
-            let result = self.shard.run_layers(&batch, &mut self.group);
+            let result = match &mut self.pacer {
+                None => self.shard.run_layers(&batch, &mut self.group),
+                Some(pacer) => {
+                    pacer.step(order);
+                    let mut group = Paced { pacer, group: &mut self.group };
+                    let result = self.shard.run_layers(&batch, &mut group);
+                    pacer.sync();
+                    result
+                }
+            };
             let waited = self.group.exchange().take_waited();
             self.counters.wait_us += micros(waited);
             self.counters.compute_us += micros(start.elapsed().saturating_sub(waited));
@@ -322,6 +365,10 @@ impl Job {
     ) -> Result<(), ExchangeError> {
         self.encoded.clear();
         let d = self.d_model;
+        if self.shard.is_dry() {
+            self.encoded.resize(wire::encoded_len(dtype, rows, d), 0);
+            return Ok(());
+        }
         let hidden = match only {
             None => self.shard.hidden(),
             Some(wanted) => {
@@ -357,6 +404,7 @@ impl Job {
             self.done(order.step, Vec::new());
             return Ok(());
         }
+        self.begin();
         gather(self.shard.hidden(), self.d_model, &order.head, &mut self.hidden);
         self.run_head(order.step, &order.head)
     }
@@ -364,8 +412,8 @@ impl Job {
     fn run_remote_head(&mut self, index: usize, block: &Block) -> Result<(), Failure> {
         let Some(PendingHead { step, rows, key }) = self.heads.remove(index) else { return Ok(()) };
         let shape = Shape::rows(self.plan.wire.hop, rows.len(), self.d_model);
-        check_block(block, key.from, shape)
-            .and_then(|()| decode(block, key.from, shape, &mut self.hidden))
+        self.begin();
+        self.take(block, key.from, shape)
             .map_err(|error| error.failure("take over rows for the output head"))?;
         self.run_head(step, &rows)
     }
@@ -374,6 +422,10 @@ impl Job {
     fn run_head(&mut self, step: StepId, rows: &[HeadRow]) -> Result<(), Failure> {
         let start = Instant::now();
         let answers = self.shard.head(step, &self.hidden, rows).map_err(|error| failure(chain(&error)))?;
+        if let Some(pacer) = &mut self.pacer {
+            pacer.head(rows.len());
+            pacer.sync();
+        }
         self.counters.compute_us += micros(start.elapsed());
         self.since = Instant::now();
         self.done(step, answers);

@@ -34,6 +34,7 @@ use shoal_net::DataPlane;
 use shoal_net::data::Notifier;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::emulate::Emulated;
 use crate::measure;
 use crate::store::SharedSource;
 use job::Job;
@@ -104,7 +105,7 @@ impl Interrupt {
 
 impl Compute {
     /// Starts the thread with `threads` kernel threads (itself one of them). What happens is told to
-    /// `events`.
+    /// `events`. With `emulated` it plays that device.
     ///
     /// # Errors
     /// The system refuses threads.
@@ -113,16 +114,27 @@ impl Compute {
         threads: u32,
         plane: Arc<DataPlane>,
         events: UnboundedSender<Event>,
+        emulated: Option<Arc<Emulated>>,
     ) -> io::Result<Self> {
         let (commands, queue) = channel();
         let (interrupt, notifier) = (Interrupt::default(), plane.notifier());
-        // Cores are taken for good only where the whole machine is this worker's.
+        // Cores are taken for good only where the whole machine is this worker's, which it is not where it
+        // plays another one.
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let pinned = threads > 1 && threads as usize == cores;
+        let pinned = threads > 1 && threads as usize == cores && emulated.is_none();
         let pool = if pinned { Pool::pinned(cores)? } else { Pool::new(threads as usize)? };
         let pool = Arc::new(pool);
-        let thread =
-            Thread { pinned, node, plane, pool, queue, events, interrupt: interrupt.clone(), job: None };
+        let thread = Thread {
+            pinned,
+            node,
+            plane,
+            pool,
+            queue,
+            events,
+            interrupt: interrupt.clone(),
+            job: None,
+            emulated,
+        };
         let thread = std::thread::Builder::new().name("compute".to_owned()).spawn(move || thread.run())?;
         Ok(Self { commands, notifier, interrupt, thread: Some(thread) })
     }
@@ -211,6 +223,7 @@ struct Thread {
     events: UnboundedSender<Event>,
     interrupt: Interrupt,
     job: Option<Job>,
+    emulated: Option<Arc<Emulated>>,
 }
 
 impl Thread {
@@ -238,6 +251,9 @@ impl Thread {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Profile(spec) => {
+                if let Some(emulated) = &self.emulated {
+                    return self.tell(Event::Profiled(Ok(Box::new(emulated.profile()))));
+                }
                 let result = measure::profile(&spec, &self.pool).map(Box::new);
                 self.tell(Event::Profiled(result.map_err(|error| failure(error.to_string()))));
             }
@@ -282,6 +298,7 @@ impl Thread {
             &self.pool,
             self.events.clone(),
             self.interrupt.clone(),
+            self.emulated.as_deref(),
         );
         let result = loaded.map(|(job, resident)| {
             self.job = Some(job);

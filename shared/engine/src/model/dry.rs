@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn it_counts_what_a_shard_would_hold() {
-        let spec = Shape::from_name("stories").expect("shape").spec(FileType::from_name("Q4_0").expect("type"));
+        let spec =
+            Shape::from_name("stories").expect("shape").spec(FileType::from_name("Q4_0").expect("type"));
         let plan = plan(&spec);
         let pool = Arc::new(Pool::new(1).expect("pool"));
         let mut shard = DryShard::new(&spec, &plan, ONE, Arc::clone(&pool)).expect("shard");
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn its_head_answers_the_same_however_it_is_split() {
-        let spec = Shape::from_name("stories").expect("shape").spec(FileType::from_name("Q4_0").expect("type"));
+        let spec =
+            Shape::from_name("stories").expect("shape").spec(FileType::from_name("Q4_0").expect("type"));
         let plan = plan(&spec);
         let pool = Arc::new(Pool::new(1).expect("pool"));
         let wanted = [HeadRow { row: 0, request: HeadRequest { k: 3, ..HeadRequest::greedy() } }];
