@@ -85,6 +85,14 @@ impl Serving {
         self.scheduler.sequences().filter(|&seq| seq != WARM_UP_SEQ).collect()
     }
 
+    /// All nodes as steps reach them: the first stage's ranks need their orders first.
+    fn in_order(&self) -> Vec<NodeId> {
+        let ranks = self.plan.stages.iter().flat_map(|stage| &stage.ranks).map(|share| share.node);
+        let mut nodes: Vec<NodeId> = ranks.collect();
+        nodes.extend(self.plan.nodes().iter().filter(|&&node| self.plan.place(node).is_none()));
+        nodes
+    }
+
     /// Nodes with rows of the output head, in order.
     fn head_ranks(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.plan.head.iter().filter(|head| !head.rows.is_empty()).map(|head| head.node)
@@ -217,7 +225,7 @@ impl Machine {
         loop {
             let Work::Serving(serving) = &mut self.work else { return };
             let Some(order) = serving.next_step(now) else { return };
-            for node in serving.plan.nodes().to_vec() {
+            for node in serving.in_order() {
                 self.send(node, Order::Step(Box::new(order.clone())));
             }
         }
