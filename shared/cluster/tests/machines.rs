@@ -214,6 +214,7 @@ fn job(workers: usize, planning: Planning) -> Box<Job> {
         gather: Duration::from_millis(500),
         measure_links: false,
         profiles: Default::default(),
+        power: Default::default(),
     })
 }
 

@@ -32,7 +32,7 @@ use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Counters, Hash, ModelRef, Order, Resident};
 use shoal_core::model::ModelSpec;
 use shoal_core::plan::PlanParts;
-use shoal_core::profile::{DeviceProfile, LinkProfile, NodeInfo};
+use shoal_core::profile::{DeviceProfile, LinkProfile, NodeInfo, Power};
 use shoal_core::units::Bytes;
 use shoal_core::{NodeId, Plan, SeqId, Term};
 
@@ -99,6 +99,8 @@ pub struct Job {
     pub measure_links: bool,
     /// Profiles known from before, for these nodes: they are not measured again.
     pub profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// What nodes draw, where that is known: for energy as the objective.
+    pub power: BTreeMap<NodeId, Power>,
 }
 
 /// A request for tokens.

@@ -219,7 +219,8 @@ impl Machine {
         let device = |&node: &NodeId| {
             let info = &self.members.get(node)?.info;
             let profile = team.profiles.get(&node)?.clone();
-            Some(Device { node, name: info.name.clone(), profile, usable: info.usable, power: None })
+            let power = team.job.power.get(&node).copied();
+            Some(Device { node, name: info.name.clone(), profile, usable: info.usable, power })
         };
         Cluster { devices: team.nodes.iter().filter_map(device).collect(), links: self.links.clone() }
     }

@@ -328,6 +328,7 @@ impl<'a> World<'a> {
             gather: Duration::from_secs(2),
             measure_links: scenario.measure_links,
             profiles: BTreeMap::new(),
+            power: BTreeMap::new(),
         };
         self.checker = Checker::default();
         self.coordinator.handle_event(self.now, Event::Start(Box::new(job)));
