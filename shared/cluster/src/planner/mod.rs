@@ -7,8 +7,10 @@
 mod advice;
 mod build;
 mod choose;
+pub mod exact;
 mod groups;
 mod layers;
+pub mod problem;
 mod search;
 mod share;
 mod strategies;
