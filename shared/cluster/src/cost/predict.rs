@@ -9,6 +9,7 @@ use shoal_core::{NodeId, Plan};
 use super::bound::lower_bound_ms;
 use super::link::all_reduce;
 use super::model::{Model, wire_row};
+use super::parts::{ANSWER_BYTES, ORDER_BYTES};
 use super::rates::Rates;
 use super::{Aggregate, Breakdown, Cluster, Link, Links, Objective, Prediction, Prefill, Workload};
 
@@ -76,11 +77,13 @@ pub(crate) fn leader(stage: &Stage) -> NodeId {
     stage.ranks.iter().map(|share| share.node).min().unwrap_or_default()
 }
 
-/// Time of orders and answers of a step, seconds: the first stage's orders leave the coordinator one after
+/// Time of order and answers of a token, seconds: the first stage's orders leave the coordinator one after
 /// another, and so do the answers of the head come in.
 pub(crate) fn control(links: &Links, first_ranks: usize, head_ranks: usize) -> f64 {
-    let others = first_ranks.saturating_sub(1) + head_ranks.saturating_sub(1);
-    2.0 * links.default.latency() + others as f64 * links.default.cpu
+    let one = |bytes: f64, messages: usize| {
+        links.default.time(bytes) + messages.saturating_sub(1) as f64 * links.default.occupied(bytes)
+    };
+    one(ORDER_BYTES, first_ranks) + one(ANSWER_BYTES, head_ranks)
 }
 
 /// Time until a head rank outside the last group has its rows: `remote` such ranks share the group's
