@@ -8,12 +8,13 @@ use shoal_cluster::cost::Link;
 use shoal_core::NodeId;
 use shoal_core::units::Bytes;
 
-use super::options::{ClusterArgs, PlanOptions, ReachArgs, names_node};
+use super::options::{ClusterArgs, PlanOptions, ReachArgs};
 use crate::config::Config;
 use crate::driver::{Driver, DriverOptions, JobOptions, Planned, Serving, Update, load, plan, profiles};
 use crate::exit::{Failure, Outcome};
 use crate::local::{LocalOptions, LocalWorkers, temporary_folder};
 use crate::model::Model;
+use crate::session::emulation::check_clocks;
 use crate::show::Show;
 
 /// How long local workers may take to start and join.
@@ -51,9 +52,8 @@ pub(crate) async fn attach(
     verbose: u8,
     show: &Show,
 ) -> Outcome<Attached> {
-    if let Some(workers) = cluster.local_workers {
-        let options =
-            LocalOptions { workers, threads: cluster.threads, models, verbose, ..LocalOptions::default() };
+    if let Some(local) = cluster.emulate.local(cluster.local_workers)? {
+        let options = LocalOptions { threads: cluster.threads, models, verbose, ..local };
         return attach_local(options, reserve, show).await;
     }
     if cluster.threads.is_some() {
@@ -67,6 +67,8 @@ pub(crate) async fn attach(
                     from `shoal token`), or use --local-workers N";
         return Err(Failure::Lost(text.to_owned()));
     }
+    check_clocks(driver.connected().values().map(|worker| &worker.info))
+        .map_err(|error| Failure::input("use these workers together", error))?;
     Ok(Attached { local: None, driver })
 }
 
@@ -179,7 +181,7 @@ fn remark(update: &Update, driver: &Driver, show: &Show) {
 /// The job for a cluster in hand.
 ///
 /// # Errors
-/// `--exclude` names nobody, or `--context` is more than the model's.
+/// `--exclude` or `--pin` names nobody, or `--context` is more than the model's.
 pub(crate) fn job(
     plan: &PlanOptions,
     config: &Config,
@@ -189,24 +191,28 @@ pub(crate) fn job(
     prompt_len: usize,
 ) -> Outcome<JobOptions> {
     let names = driver.names();
+    // What a played device can do is known without measuring, and is not what this machine can do.
+    let played = driver.connected().values().any(|worker| worker.info.emulation.is_some());
     let profiles = match local {
-        Some(_) => profiles::load(&config.data_dir, &model.spec, driver.connected()),
-        None => BTreeMap::new(),
+        Some(_) if !played => profiles::load(&config.data_dir, &model.spec, driver.connected()),
+        _ => BTreeMap::new(),
     };
-    let mut exclude = Vec::new();
-    for text in &plan.exclude {
-        exclude.push(find(text, &names)?);
-    }
+    let exclude = plan.excluded(&names)?;
+    let pins = plan.pins(&names)?;
     let context = check_context(plan.context, model)?;
     Ok(JobOptions {
         strategy: plan.strategy.map(Into::into),
         wire: plan.wire(config),
         exclude,
+        pins,
+        objective: plan.objective.map(Into::into),
+        streams: 1,
         context,
         prompt_len: prompt_len as u32,
         profiles,
-        // Between processes of one machine the default is as good, and a run starts sooner.
-        measure_links: local.is_none() && names.len() > 1,
+        // Between processes of one machine the default is as good, and a run starts sooner; where devices are
+        // played, predictions are to be compared with what comes.
+        measure_links: (local.is_none() || played) && names.len() > 1,
     })
 }
 
@@ -229,15 +235,6 @@ pub(crate) fn check_context(context: Option<u32>, model: &Model) -> Outcome<u32>
     }
 }
 
-fn find(text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
-    let mut found = names.iter().filter(|(node, name)| names_node(text, **node, name));
-    match (found.next(), found.next()) {
-        (Some((node, _)), None) => Ok(*node),
-        (None, _) => Err(Failure::Usage(format!("--exclude {text} names no worker that is here"))),
-        (Some(_), Some(_)) => Err(Failure::Usage(format!("--exclude {text} names several workers"))),
-    }
-}
-
 /// Keeps what local workers measured, so that the next run on this machine starts sooner.
 pub(crate) fn keep_profiles(
     config: &Config,
@@ -246,7 +243,8 @@ pub(crate) fn keep_profiles(
     planned: &Planned,
     attached: bool,
 ) {
-    if attached {
+    let played = driver.connected().values().any(|worker| worker.info.emulation.is_some());
+    if attached && !played {
         profiles::store(&config.data_dir, &model.spec, driver.connected(), &planned.profiles);
     }
 }

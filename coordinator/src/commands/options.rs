@@ -1,16 +1,21 @@
 //! Options that several commands share.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use shoal_cluster::cost::Objective;
+use shoal_cluster::planner::Pin;
 use shoal_core::frame::WireType;
 use shoal_core::ids::NodeId;
-use shoal_core::plan::{Strategy, Wire};
+use shoal_core::plan::{Span, Strategy, Wire};
 use shoal_core::units::Bytes;
 
+use super::emulate::EmulateArgs;
 use crate::config::Config;
+use crate::exit::{Failure, Outcome};
 
 /// How the next token is chosen, and when to stop.
 #[derive(Debug, Clone, Args)]
@@ -65,6 +70,8 @@ pub(crate) struct ClusterArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     #[command(flatten)]
+    pub(crate) emulate: EmulateArgs,
+    #[command(flatten)]
     pub(crate) wait: WaitArgs,
     #[command(flatten)]
     pub(crate) reach: ReachArgs,
@@ -115,6 +122,13 @@ pub(crate) struct PlanOptions {
     /// Positions of the KV cache: prompt and answer must fit; by default 4096, or what the model was trained for if less
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) context: Option<u32>,
+    /// What to make best; by default the time of one stream, or the rate of several
+    #[arg(long, value_enum, value_name = "OBJECTIVE")]
+    pub(crate) objective: Option<ObjectiveArg>,
+    /// What a worker must hold: NODE=layers:A-B (its stage runs these layers and no other) or NODE=heads:A-B (these query
+    /// heads of each of its layers). Counted from 0, both ends included, as plans are shown; may be given several times
+    #[arg(long, value_name = "NODE=WHAT", value_parser = pin)]
+    pub(crate) pin: Vec<PinArg>,
     /// Memory every worker keeps free of what it offers, such as 200MB
     #[arg(long, value_name = "BYTES", env = "SHOAL_MEMORY_RESERVE")]
     pub(crate) memory_reserve: Option<Bytes>,
@@ -125,6 +139,22 @@ impl PlanOptions {
     pub(crate) fn wire(&self, config: &Config) -> Wire {
         let sum = self.wire.map(WireType::from).or(config.file.wire);
         sum.map_or_else(Wire::default, |sum| Wire { sum, ..Wire::default() })
+    }
+
+    /// The nodes to leave out.
+    ///
+    /// # Errors
+    /// An `--exclude` names none of these nodes, or several.
+    pub(crate) fn excluded(&self, names: &BTreeMap<NodeId, String>) -> Outcome<Vec<NodeId>> {
+        self.exclude.iter().map(|text| find("--exclude", text, names)).collect()
+    }
+
+    /// What nodes must hold.
+    ///
+    /// # Errors
+    /// A `--pin` names none of these nodes, or several.
+    pub(crate) fn pins(&self, names: &BTreeMap<NodeId, String>) -> Outcome<Vec<Pin>> {
+        self.pin.iter().map(|pin| Ok(pin.of(find("--pin", &pin.node, names)?))).collect()
     }
 
     /// What every worker keeps free.
@@ -160,6 +190,74 @@ impl From<StrategyArg> for Strategy {
     }
 }
 
+/// What is made best, as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectiveArg {
+    /// Time between two tokens of one stream
+    Latency,
+    /// Tokens per second over all streams
+    Throughput,
+    /// Joules per token over all streams
+    Energy,
+}
+
+impl From<ObjectiveArg> for Objective {
+    fn from(arg: ObjectiveArg) -> Self {
+        match arg {
+            ObjectiveArg::Latency => Self::Latency,
+            ObjectiveArg::Throughput => Self::Throughput,
+            ObjectiveArg::Energy => Self::Energy,
+        }
+    }
+}
+
+/// What a worker must hold, as the command line says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PinArg {
+    /// Node id, its first digits, or name.
+    pub(crate) node: String,
+    what: PinWhat,
+    span: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PinWhat {
+    Layers,
+    Heads,
+}
+
+impl PinArg {
+    /// The pin, for this node.
+    pub(crate) const fn of(&self, node: NodeId) -> Pin {
+        let span = self.span;
+        match self.what {
+            PinWhat::Layers => Pin::Layers { node, span },
+            PinWhat::Heads => Pin::QHeads { node, span },
+        }
+    }
+}
+
+fn pin(text: &str) -> Result<PinArg, String> {
+    let wrong = || "expected NODE=layers:A-B or NODE=heads:A-B, such as kitchen-pi=layers:0-11".to_owned();
+    let (node, rest) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let (what, range) = rest.split_once(':').ok_or_else(wrong)?;
+    let what = match what {
+        "layers" => PinWhat::Layers,
+        "heads" => PinWhat::Heads,
+        _ => return Err(wrong()),
+    };
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number < u32::MAX).ok_or_else(wrong);
+    let (first, last) = (number(first)?, number(last)?);
+    if node.is_empty() {
+        return Err(wrong());
+    }
+    if last < first {
+        return Err(format!("the range {range} ends before it begins"));
+    }
+    Ok(PinArg { node: node.to_owned(), what, span: Span::new(first, last + 1) })
+}
+
 /// Number formats on the wire, as the command line names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WireArg {
@@ -189,7 +287,55 @@ pub(crate) struct ModelArg {
     pub(crate) model: PathBuf,
 }
 
+/// The one node that `text` names.
+fn find(option: &str, text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
+    // A whole name goes before the first digits of an id.
+    let exact = |(_, name): &(&NodeId, &String)| *name == text;
+    let begins = |(node, name): &(&NodeId, &String)| names_node(text, **node, name);
+    let mut found: Vec<_> = names.iter().filter(exact).collect();
+    if found.is_empty() {
+        found = names.iter().filter(begins).collect();
+    }
+    match found[..] {
+        [(node, _)] => Ok(*node),
+        [] => {
+            let known = names.values().take(NAMES_SHOWN).cloned().collect::<Vec<_>>().join(", ");
+            Err(Failure::Usage(format!("{option} {text} names no worker that is here; there are {known}")))
+        }
+        _ => Err(Failure::Usage(format!("{option} {text} names several workers"))),
+    }
+}
+
+/// Names listed in a message about one that nobody has.
+const NAMES_SHOWN: usize = 20;
+
 /// Whether `text` names this node: its id, the first digits of it, or its name.
 pub(crate) fn names_node(text: &str, node: NodeId, name: &str) -> bool {
     text == name || (text.len() >= 4 && node.to_string().starts_with(&text.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_count_as_people_do() {
+        let node = NodeId([7; 16]);
+        let of = |text| pin(text).map(|arg| (arg.node.clone(), arg.of(node)));
+        let span = Span::new(0, 12);
+        assert_eq!(of("kitchen=layers:0-11"), Ok(("kitchen".to_owned(), Pin::Layers { node, span })));
+        let span = Span::new(5, 6);
+        assert_eq!(of("a=b=heads:5"), Ok(("a=b".to_owned(), Pin::QHeads { node, span })));
+        for bad in [
+            "kitchen",
+            "kitchen=0-11",
+            "=layers:0-1",
+            "a=rows:0-1",
+            "a=layers:3-1",
+            "a=layers:-1-2",
+            "a=layers:",
+        ] {
+            assert!(pin(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_cluster::coordinator::{Action, Event, Failed, Job, Planning};
-use shoal_cluster::cost::Workload;
-use shoal_cluster::planner::{Choice, NoPlan, Options};
+use shoal_cluster::cost::{Objective, Workload};
+use shoal_cluster::planner::{Choice, NoPlan, Options, Pin};
 use shoal_core::plan::{Plan, Strategy, Wire};
 use shoal_core::profile::DeviceProfile;
 use shoal_core::{Bytes, Epoch, NodeId};
@@ -21,6 +21,12 @@ pub(crate) struct JobOptions {
     pub(crate) strategy: Option<Strategy>,
     pub(crate) wire: Wire,
     pub(crate) exclude: Vec<NodeId>,
+    /// What particular workers must hold.
+    pub(crate) pins: Vec<Pin>,
+    /// `None`: latency for one stream, throughput for several.
+    pub(crate) objective: Option<Objective>,
+    /// Sequences at once.
+    pub(crate) streams: u32,
     /// Positions of the KV cache; at most the model's own count.
     pub(crate) context: u32,
     /// Tokens of the prompt, as far as known.
@@ -57,15 +63,16 @@ impl JobOptions {
             spec: (*model.spec).clone(),
             workload: Workload {
                 context,
-                streams: 1,
+                streams: self.streams,
                 prompt_len: self.prompt_len.min(context),
                 decode_len: Workload::DECODE_LEN,
-                objective: None,
+                objective: self.objective,
             },
             planning: Planning::Choose(Options {
                 strategy: self.strategy,
                 wire: self.wire,
                 exclude: self.exclude.clone(),
+                pins: self.pins.clone(),
                 epoch: Epoch::default(),
                 ..Options::default()
             }),
@@ -74,6 +81,7 @@ impl JobOptions {
             gather: Duration::ZERO,
             measure_links: self.measure_links,
             profiles: self.profiles.clone(),
+            power: driver.power(),
         }
     }
 }
@@ -90,6 +98,7 @@ pub(crate) async fn plan(
     show: &Show,
 ) -> Outcome<Result<Planned, Box<NoPlan>>> {
     driver.serve_chunks(model);
+    driver.know(&options.profiles);
     let names = driver.names();
     let mut profiles = BTreeMap::new();
     driver.handle(Event::Start(Box::new(options.job(driver, model))));

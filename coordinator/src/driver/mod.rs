@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_cluster::coordinator::{Action, Event};
-use shoal_cluster::cost::Link;
-use shoal_core::profile::NodeInfo;
+use shoal_cluster::cost::{Cluster, Device, Link, Links};
+use shoal_core::profile::{DeviceProfile, NodeInfo, Power};
 use shoal_core::units::Bytes;
 use shoal_core::{NodeId, SeqId};
 use shoal_net::lock::{DataDirLock, LockError};
@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 
 use crate::exit::{Failure, Outcome};
 use crate::model::Model;
-use crate::session::Snapshot;
+use crate::session::{EmulationView, Snapshot};
 
 pub(crate) use book::{Book, Known};
 pub(crate) use job::{JobOptions, Planned, Serving, load, plan};
@@ -109,6 +109,10 @@ pub(crate) struct Driver {
     workers: BTreeMap<NodeId, WorkerView>,
     /// Names of workers seen so far, the gone ones too.
     names: BTreeMap<NodeId, String>,
+    /// What workers are known to do.
+    profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// Links that were measured, and the figure for the others.
+    links: Links,
     chunks: Arc<chunks::Chunks>,
     authority: Arc<Authority>,
     tokens: TokenStore,
@@ -138,6 +142,7 @@ impl Driver {
         let address = address
             .ok_or_else(|| Failure::machine("listen", anyhow::anyhow!("the socket has no address")))?;
         let chunks = Arc::new(chunks::Chunks::default());
+        let links = Links::new(options.default_link);
         let (commands, command_queue) = unbounded_channel();
         let (tell, told) = unbounded_channel();
         let actor = actor::Actor::new(options, lock, term, authority.clone(), endpoint, chunks.clone(), tell);
@@ -148,6 +153,8 @@ impl Driver {
             later: VecDeque::new(),
             workers: BTreeMap::new(),
             names: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            links,
             chunks,
             authority,
             tokens,
@@ -183,8 +190,19 @@ impl Driver {
                 Ok(Update::Connected { node })
             }
             Some(Told::Update(update)) => {
-                if let Update::Gone { node, .. } = &update {
-                    self.workers.remove(node);
+                match &update {
+                    Update::Gone { node, .. } => {
+                        self.workers.remove(node);
+                    }
+                    Update::Machine(Action::Profiled { node, profile }) => {
+                        self.profiles.insert(*node, (**profile).clone());
+                    }
+                    Update::Machine(Action::LinksMeasured { links, .. }) => {
+                        for link in links {
+                            self.links.insert(link);
+                        }
+                    }
+                    _ => {}
                 }
                 Ok(update)
             }
@@ -200,6 +218,44 @@ impl Driver {
     /// Names of the connected workers.
     pub(crate) fn names(&self) -> BTreeMap<NodeId, String> {
         self.workers.iter().map(|(node, view)| (*node, view.info.name.clone())).collect()
+    }
+
+    /// What these workers play, if any of them plays another device.
+    pub(crate) fn emulation(&self, nodes: &[NodeId]) -> Option<EmulationView> {
+        EmulationView::of(nodes.iter().filter_map(|node| Some(&self.workers.get(node)?.info)))
+    }
+
+    /// Takes these profiles as known.
+    fn know(&mut self, profiles: &BTreeMap<NodeId, DeviceProfile>) {
+        self.profiles.extend(profiles.iter().map(|(node, profile)| (*node, profile.clone())));
+    }
+
+    /// What connected workers draw: by the profile each plays, or by the board it is.
+    fn power(&self) -> BTreeMap<NodeId, Power> {
+        let of = |view: &WorkerView| {
+            let info = &view.info;
+            let board = match &info.emulation {
+                Some(emulation) => shoal_profiles::board(&emulation.profile).ok(),
+                None => shoal_profiles::recognise(&info.hardware, info.memory),
+            };
+            board?.power
+        };
+        self.workers.iter().filter_map(|(node, view)| Some((*node, of(view)?))).collect()
+    }
+
+    /// The connected workers that are measured, as the planner sees them.
+    pub(crate) fn cluster(&self) -> Cluster {
+        let power = self.power();
+        let device = |(&node, view): (&NodeId, &WorkerView)| {
+            Some(Device {
+                node,
+                name: view.info.name.clone(),
+                profile: self.profiles.get(&node)?.clone(),
+                usable: view.info.usable,
+                power: power.get(&node).copied(),
+            })
+        };
+        Cluster { devices: self.workers.iter().filter_map(device).collect(), links: self.links.clone() }
     }
 
     /// A worker's name for people, even if it is gone.
