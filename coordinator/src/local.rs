@@ -39,8 +39,18 @@ pub(crate) struct LocalOptions {
     pub(crate) models: Option<PathBuf>,
     /// Where they find the coordinator; `None` leaves that to mDNS.
     pub(crate) coordinator: Option<SocketAddr>,
+    /// The devices they play.
+    pub(crate) played: Played,
     /// How much they log.
     pub(crate) verbose: u8,
+}
+
+/// Devices that local workers play: one for each, or none at all.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Played {
+    pub(crate) devices: Vec<String>,
+    pub(crate) dilate: Option<f64>,
+    pub(crate) dry: bool,
 }
 
 /// Worker processes and their folder.
@@ -128,7 +138,7 @@ impl LocalWorkers {
     }
 
     fn spawn(&mut self, number: u32, token_file: &Path, options: &LocalOptions) -> io::Result<()> {
-        let name = format!("local-{number}");
+        let name = worker_name(number, &options.played);
         let folder = self.dir.path().join(&name);
         std::fs::create_dir_all(&folder)?;
         let log = folder.join("log");
@@ -140,7 +150,7 @@ impl LocalWorkers {
                 command.env_remove(&variable);
             }
         }
-        command.args(arguments(&name, &folder, token_file, options));
+        command.args(arguments(&name, &folder, token_file, options, number));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         // Ctrl-C reaches this process alone, which then ends the workers in order.
         #[cfg(unix)]
@@ -190,7 +200,25 @@ impl Drop for LocalWorkers {
     }
 }
 
-fn arguments(name: &str, folder: &Path, token_file: &Path, options: &LocalOptions) -> Vec<OsString> {
+/// A device of a cluster file goes by its name there.
+fn worker_name(number: u32, played: &Played) -> String {
+    let device = played.devices.get(number as usize - 1).and_then(|device| device.rsplit_once('#'));
+    match device {
+        // The number keeps folders apart where a device is played twice.
+        Some((_, device)) if played.devices.iter().filter(|other| other.ends_with(&format!("#{device}"))).count() == 1 => {
+            device.to_owned()
+        }
+        _ => format!("local-{number}"),
+    }
+}
+
+fn arguments(
+    name: &str,
+    folder: &Path,
+    token_file: &Path,
+    options: &LocalOptions,
+    number: u32,
+) -> Vec<OsString> {
     let mut out: Vec<OsString> = ["worker", "--child", "--name", name].map(OsString::from).into();
     let mut put = |flag: &str, value: OsString| out.extend([flag.into(), value]);
     put("--join-file", token_file.into());
@@ -205,11 +233,20 @@ fn arguments(name: &str, folder: &Path, token_file: &Path, options: &LocalOption
     if let Some(models) = &options.models {
         put("--models", models.into());
     }
+    if let Some(device) = options.played.devices.get(number as usize - 1) {
+        put("--emulate", device.into());
+        if let Some(dilate) = options.played.dilate {
+            put("--dilate", dilate.to_string().into());
+        }
+    }
     if let Some(coordinator) = options.coordinator {
         put("--coordinator", coordinator.to_string().into());
         // A throw-away cluster on one machine is nobody else's business.
         put("--listen", "127.0.0.1:0".into());
         out.push("--no-mdns".into());
+    }
+    if options.played.dry {
+        out.push("--dry".into());
     }
     out.extend((0..options.verbose).map(|_| "-v".into()));
     out
@@ -257,7 +294,7 @@ mod tests {
             ..LocalOptions::default()
         };
         let text = |n: &str| {
-            let args = arguments(n, &Path::new("/t").join(n), Path::new("/t/token"), &options);
+            let args = arguments(n, &Path::new("/t").join(n), Path::new("/t/token"), &options, 1);
             args.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
         };
         assert!(text("a").starts_with("worker --child --name a --join-file /t/token --data-dir /t/a/data"));

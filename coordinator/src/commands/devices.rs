@@ -16,6 +16,7 @@ use crate::driver::{Driver, WorkerView, known_workers};
 use crate::exit::{Failure, Outcome};
 use crate::model::Model;
 use crate::session::Snapshot;
+use crate::session::emulation::PlayedView;
 use crate::show::{Show, devices_table, profiles_table};
 use crate::{out, runtime};
 
@@ -57,7 +58,8 @@ pub(crate) struct DeviceView {
     pub(crate) address: Option<String>,
     /// `idle`, `ready` (holds a shard) or `away` (joined, and not to be reached now).
     pub(crate) state: &'static str,
-    pub(crate) emulation: Option<String>,
+    /// The device it plays.
+    pub(crate) emulation: Option<PlayedView>,
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) usable_bytes: Option<u64>,
     /// Weights, table, KV pages in use and buffers, as the worker accounts them.
@@ -163,7 +165,7 @@ impl DeviceView {
             name: Some(info.name.clone()),
             address: Some(address.to_string()),
             state: "idle",
-            emulation: None,
+            emulation: info.emulation.as_ref().map(PlayedView::new),
             memory_bytes: bytes(info.memory),
             usable_bytes: bytes(info.usable),
             // An idle worker holds nothing of any model.

@@ -4,6 +4,7 @@ mod attach;
 pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod devices;
+mod emulate;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod run;

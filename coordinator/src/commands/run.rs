@@ -88,7 +88,11 @@ pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
         let after = driver.report(plan.nodes()).await?;
         let names = &serving.planned.names;
         let report = RunReport::new(&generated, plan, &model.spec, seed, names, &before, &after)
-            .fetched(&serving.fetched);
+            .fetched(&serving.fetched)
+            .emulated(driver.emulation(plan.nodes()), &before, &after);
+        if let Some(emulation) = &report.emulation {
+            show.warn(&emulation.line());
+        }
         if args.json {
             out::json(&report)?;
         } else if std::io::stdout().is_terminal() {

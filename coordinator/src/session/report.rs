@@ -8,7 +8,7 @@ use shoal_core::message::{Counters, Resident};
 use shoal_core::plan::{Plan, PlanView, Strategy};
 use shoal_core::{Bytes, ModelSpec, NodeId, shard};
 
-use super::Generated;
+use super::{EmulationView, Generated};
 
 /// The JSON object of `run` and `demo`. Fields may be added, never renamed.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,8 @@ pub(crate) struct RunReport<'a> {
     pub(crate) bytes_per_token: Traffic,
     pub(crate) ranks: Vec<RankReport>,
     pub(crate) plan: PlanView<'a>,
+    /// Where workers play other devices; null where all are themselves. Times and rates are the played devices'.
+    pub(crate) emulation: Option<EmulationView>,
 }
 
 /// Milliseconds; unknown where there were too few tokens.
@@ -107,7 +109,25 @@ impl<'a> RunReport<'a> {
             bytes_per_token: Traffic::between(before, after, generated),
             ranks: plan.nodes().iter().map(rank).collect(),
             plan: plan.view(),
+            emulation: None,
         }
+    }
+
+    /// The same as the played devices would tell it: times divided by the factor their clocks are slowed by.
+    pub(crate) fn emulated(
+        mut self,
+        emulation: Option<EmulationView>,
+        before: &Snapshot,
+        after: &Snapshot,
+    ) -> Self {
+        let Some(emulation) = emulation.map(|view| view.between(before, after)) else { return self };
+        let slower = emulation.dilation;
+        let ranks = self.ranks.iter_mut().flat_map(|rank| [&mut rank.compute_ms, &mut rank.wait_ms]);
+        let own = [&mut self.ttft_ms, &mut self.itl_ms.p50, &mut self.itl_ms.p95];
+        ranks.chain(own).flatten().for_each(|ms| *ms /= slower);
+        [&mut self.prefill_tps, &mut self.decode_tps].into_iter().flatten().for_each(|tps| *tps *= slower);
+        self.emulation = Some(emulation);
+        self
     }
 
     /// The same with what each node fetched.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_core::NodeId;
-use shoal_core::profile::NodeInfo;
+use shoal_core::profile::{Emulation, NodeInfo};
 
 use super::{DEAD_AFTER, HEARTBEAT};
 
@@ -39,6 +39,12 @@ impl Members {
         true
     }
 
+    /// By how much the clocks of these workers are slowed, if they play other devices.
+    pub(super) fn dilation(&self, nodes: &[NodeId]) -> f64 {
+        let of = |node| self.by_id.get(node)?.info.emulation.as_ref().map(|emulation| emulation.dilation());
+        nodes.iter().filter_map(of).fold(1.0, f64::max)
+    }
+
     pub(super) fn remove(&mut self, node: NodeId) -> Option<Member> {
         self.by_id.remove(&node)
     }
@@ -66,6 +72,12 @@ impl Members {
     /// Name for people; the id where the node is not connected.
     pub(super) fn name(&self, node: NodeId) -> String {
         self.by_id.get(&node).map_or_else(|| node.short(), |member| member.info.name.clone())
+    }
+
+    /// What workers of one machine have in common, and others hardly ever: see [`super::Job::twins`].
+    pub(super) fn kind(&self, node: NodeId) -> Option<(String, String, u32, Option<Emulation>)> {
+        let NodeInfo { hardware, kernel_set, threads, emulation, .. } = &self.by_id.get(&node)?.info;
+        Some((hardware.clone(), kernel_set.clone(), *threads, emulation.clone()))
     }
 
     pub(super) fn heard(&mut self, now: Duration, node: NodeId) {

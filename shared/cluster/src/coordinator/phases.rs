@@ -1,6 +1,6 @@
 //! From a job to warm workers, and back to idle.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shoal_core::message::{Failure, Order, Peer, Resident};
@@ -68,13 +68,33 @@ impl Machine {
 
     fn profile(&mut self, now: Duration, mut job: Box<Job>) {
         let nodes: BTreeSet<NodeId> = self.members.nodes().collect();
-        let profiles = std::mem::take(&mut job.profiles);
-        let team = Team { job, profiles, nodes };
+        let mut profiles = std::mem::take(&mut job.profiles);
+        profiles.retain(|node, profile| nodes.contains(node) && profile.check().is_ok());
+        let team = Team { job, profiles, nodes, linked: BTreeSet::new() };
         if matches!(team.job.planning, Planning::Fixed(_)) {
             return self.plan_and_load(now, team);
         }
-        let usable = |node: &NodeId| team.profiles.get(node).is_some_and(|profile| profile.check().is_ok());
-        let waiting: BTreeSet<NodeId> = team.nodes.iter().copied().filter(|node| !usable(node)).collect();
+        for (&node, profile) in &team.profiles {
+            self.doubt(node, profile);
+        }
+        self.ask_profiles(now, team);
+    }
+
+    /// Has those measure themselves whose profiles are missing; when none is missing, goes on with the links.
+    fn ask_profiles(&mut self, now: Duration, team: Team) {
+        let missing = team.nodes.iter().copied().filter(|node| !team.profiles.contains_key(node));
+        let waiting: BTreeSet<NodeId> = if team.job.twins {
+            let mut kinds = BTreeMap::new();
+            for node in missing {
+                kinds.entry(self.members.kind(node)).or_insert(node);
+            }
+            kinds.into_values().collect()
+        } else {
+            missing.collect()
+        };
+        if waiting.is_empty() {
+            return self.start_links(now, team);
+        }
         for &node in &waiting {
             if let Some(member) = self.members.get_mut(node) {
                 member.profiles_due += 1;
@@ -82,7 +102,14 @@ impl Machine {
             self.send(node, Order::Profile { spec: Box::new(team.job.spec.clone()) });
         }
         self.work = Work::Profiling { team, waiting, until: now + PROFILE_DEADLINE };
-        self.all_profiled(now);
+    }
+
+    /// Says what is hardly believable of a sound profile.
+    fn doubt(&mut self, node: NodeId, profile: &DeviceProfile) {
+        if let Some(reason) = profile.doubt() {
+            let name = self.members.name(node);
+            self.act(Action::Doubt { node, name, reason });
+        }
     }
 
     pub(super) fn profiled(
@@ -105,8 +132,15 @@ impl Machine {
         };
         match result {
             Ok(profile) => {
-                team.profiles.insert(node, (*profile).clone());
-                self.act(Action::Profiled { node, profile });
+                let kind = self.members.kind(node);
+                let twins = team.job.twins;
+                let missing = team.nodes.iter().copied().filter(|node| !team.profiles.contains_key(node));
+                let same = |&other: &NodeId| other == node || (twins && self.members.kind(other) == kind);
+                for node in missing.filter(same).collect::<Vec<_>>() {
+                    team.profiles.insert(node, (*profile).clone());
+                    self.actions.push_back(Action::Profiled { node, profile: profile.clone() });
+                }
+                self.doubt(node, &profile);
                 self.all_profiled(now);
             }
             Err(reason) => {
@@ -120,12 +154,9 @@ impl Machine {
         if !matches!(&self.work, Work::Profiling { waiting, .. } if waiting.is_empty()) {
             return;
         }
-        let Work::Profiling { team, .. } = std::mem::replace(&mut self.work, Work::Idle) else { return };
-        if !team.job.measure_links || team.nodes.len() < 2 {
-            return self.plan_and_load(now, team);
+        if let Work::Profiling { team, .. } = std::mem::replace(&mut self.work, Work::Idle) {
+            self.ask_profiles(now, team);
         }
-        let waiting: VecDeque<NodeId> = team.nodes.iter().copied().collect();
-        self.next_links(now, team, waiting, Vec::new());
     }
 
     /// A worker will not take part in the job that is being prepared.
@@ -179,7 +210,8 @@ impl Machine {
         self.act(Action::Planned { plan: Box::new(plan.clone()), choice });
         let loading = Loading { done: Bytes(0), fetched: Bytes(0), until: now + LOAD_STALL };
         let waiting = plan.nodes().iter().map(|&node| (node, loading)).collect();
-        let serving = Serving::new(plan, team.job.spec.vocab, prediction);
+        let dilation = self.members.dilation(plan.nodes());
+        let serving = Serving::new(plan, team.job.spec.vocab, prediction, dilation);
         self.work = Work::Loading(Box::new(serving), waiting);
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Serving {
     /// Time of the warm-up step, the measure of steps where nothing was predicted.
     warm_up: Option<Duration>,
     warming: bool,
+    /// By how much the workers' clocks are slowed: predictions are of clocks that are not.
+    dilation: f64,
 }
 
 /// A step that was sent.
@@ -57,12 +59,13 @@ struct Asked {
 }
 
 impl Serving {
-    pub(super) fn new(plan: Plan, vocab: u32, prediction: Option<Prediction>) -> Self {
+    pub(super) fn new(plan: Plan, vocab: u32, prediction: Option<Prediction>, dilation: f64) -> Self {
         Self {
             scheduler: Scheduler::new(&plan, vocab),
             plan,
             vocab,
             prediction,
+            dilation,
             samplers: BTreeMap::new(),
             steps: BTreeMap::new(),
             settled: StepId(0),
@@ -113,12 +116,12 @@ impl Serving {
         let step = self.steps.values().find(|step| !step.waiting.is_empty())?;
         let begun = step.sent.max(self.last_done);
         if self.warming {
-            return Some(begun + WARM_UP_DEADLINE);
+            return Some(begun + WARM_UP_DEADLINE.mul_f64(self.dilation));
         }
         let rows = step.rows.max(1) as f64;
         let predicted = match &self.prediction {
             // Rows share the weights' stream, so a step costs no more than either sum.
-            Some(p) => (p.decode_ms * rows).min(p.decode_ms + p.chunk_ms) / 1e3,
+            Some(p) => (p.decode_ms * rows).min(p.decode_ms + p.chunk_ms) / 1e3 * self.dilation,
             None => self.warm_up.map_or(0.0, |one| one.as_secs_f64()) * rows,
         };
         let allowed = Duration::try_from_secs_f64(STEP_DEADLINE_FACTOR * predicted).unwrap_or(Duration::MAX);
