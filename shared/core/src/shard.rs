@@ -97,7 +97,7 @@ pub fn slices<'a>(plan: &Plan, spec: &'a ModelSpec, node: NodeId) -> Vec<Slice<'
             push(&mut out, spec, Role::RopeFactors, Cut::Whole);
         }
         for layer in plan.stages[place.stage].layers.iter() {
-            layer_slices(&mut out, spec, layer, share);
+            out.extend(layer_slices(spec, layer, share));
         }
     }
     if let Some((_, rows)) = plan.head_share(node).filter(|(_, rows)| !rows.is_empty()) {
@@ -108,11 +108,13 @@ pub fn slices<'a>(plan: &Plan, spec: &'a ModelSpec, node: NodeId) -> Vec<Slice<'
     out
 }
 
-fn layer_slices<'a>(out: &mut Vec<Slice<'a>>, spec: &'a ModelSpec, layer: u32, share: &Share) {
+/// The slices of one layer that a node with this share holds.
+pub fn layer_slices<'a>(spec: &'a ModelSpec, layer: u32, share: &Share) -> Vec<Slice<'a>> {
+    let mut out = Vec::new();
     let head = spec.head_dim;
     let values = |heads: Span| Span::new(heads.first * head, heads.end * head);
     let (q, kv) = (values(share.q_heads), values(share.kv_heads));
-    let mut put = |role, cut| push(out, spec, Role::Layer(layer, role), cut);
+    let mut put = |role, cut| push(&mut out, spec, Role::Layer(layer, role), cut);
     if !q.is_empty() {
         put(LayerRole::AttnNorm, Cut::Whole);
         put(LayerRole::Q, Cut::Rows(q));
@@ -131,6 +133,7 @@ fn layer_slices<'a>(out: &mut Vec<Slice<'a>>, spec: &'a ModelSpec, layer: u32, s
         put(LayerRole::Up, Cut::Rows(share.ffn));
         put(LayerRole::Down, cols(spec, Role::Layer(layer, LayerRole::Down), share.ffn));
     }
+    out
 }
 
 fn cols(spec: &ModelSpec, role: Role, used: Span) -> Cut {
@@ -179,38 +182,47 @@ pub fn kv_page_bytes(spec: &ModelSpec, share: &Share) -> u64 {
 
 /// An upper bound of what the engine and the worker allocate to run steps of [`Plan::max_rows`] rows.
 fn buffers(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Bytes {
-    let rows = u64::from(plan.max_rows());
-    let d = u64::from(spec.d_model);
-    let mut values = 0;
+    let mut bytes = Bytes(0);
     if let (Some(place), Some(share)) = (plan.place(node), plan.share(node)) {
-        let head = u64::from(spec.head_dim);
-        let (q, kv) = (u64::from(share.q_heads.len()) * head, u64::from(share.kv_heads.len()) * head);
-        let ffn = u64::from(share.ffn.len());
-        let ranks = plan.stages[place.stage].ranks.len() as u64;
-        // The columns of `o` that are held, where a border lies inside a block.
-        let held = if q == 0 { 0 } else { q + 2 * LARGEST_BLOCK };
-        // Hidden state, its norm and the branch's output; q, k, v, the attention's output with and without
-        // border columns; gate and up; the rotations.
-        values += rows * (3 * d + 2 * q + held + 2 * kv + 2 * ffn + head);
-        // The widest input of a matrix, as floats and quantized: 172 bytes for 32 values.
-        values += rows * d.max(held).max(ffn).next_multiple_of(32) * 43 / 32;
-        // Encoded partials: one's own, one of each other rank, and the sum; two that are being added.
-        if ranks > 1 {
-            values += rows * d * (ranks + 3);
-        }
-        // A hop that has arrived and one that leaves.
-        values += 2 * rows * d;
-        // One head's keys and values of a page, and the softmax of a few rows, for each kernel thread.
-        let page = 2 * u64::from(limits::PAGE_POSITIONS) * head;
-        values += KERNEL_THREADS * (page + 32 * u64::from(spec.group_size()));
+        let ranks = plan.stages[place.stage].ranks.len();
+        bytes += rank_buffers(spec, plan.max_rows(), share, ranks);
     }
     if let Some((_, head)) = plan.head_share(node) {
-        // Final hidden rows, their norm and its quantized form; raw logits, and the modified ones of two
-        // steps, kept until these are settled.
-        let sampled = u64::from(plan.kv.sequences);
-        values += sampled * (4 * d + 3 * u64::from(head.len()));
+        bytes += head_buffers(spec, plan.kv.sequences, head.len());
     }
+    bytes
+}
+
+/// What a rank of a group of `ranks` allocates to run its layers for steps of up to `rows` rows.
+pub fn rank_buffers(spec: &ModelSpec, rows: u32, share: &Share, ranks: usize) -> Bytes {
+    let rows = u64::from(rows);
+    let d = u64::from(spec.d_model);
+    let head = u64::from(spec.head_dim);
+    let (q, kv) = (u64::from(share.q_heads.len()) * head, u64::from(share.kv_heads.len()) * head);
+    let ffn = u64::from(share.ffn.len());
+    // The columns of `o` that are held, where a border lies inside a block.
+    let held = if q == 0 { 0 } else { q + 2 * LARGEST_BLOCK };
+    // Hidden state, its norm and the branch's output; q, k, v, the attention's output with and without
+    // border columns; gate and up; the rotations.
+    let mut values = rows * (3 * d + 2 * q + held + 2 * kv + 2 * ffn + head);
+    // The widest input of a matrix, as floats and quantized: 172 bytes for 32 values.
+    values += rows * d.max(held).max(ffn).next_multiple_of(32) * 43 / 32;
+    // Encoded partials: one's own, one of each other rank, and the sum; two that are being added.
+    if ranks > 1 {
+        values += rows * d * (ranks as u64 + 3);
+    }
+    // A hop that has arrived and one that leaves.
+    values += 2 * rows * d;
+    // One head's keys and values of a page, and the softmax of a few rows, for each kernel thread.
+    let page = 2 * u64::from(limits::PAGE_POSITIONS) * head;
+    values += KERNEL_THREADS * (page + 32 * u64::from(spec.group_size()));
     Bytes(values * 4)
+}
+
+/// What a node with `rows` rows of the output head allocates for them: final hidden rows, their norm and its
+/// quantized form; raw logits, and the modified ones of two steps, kept until these are settled.
+pub fn head_buffers(spec: &ModelSpec, sequences: u32, rows: u32) -> Bytes {
+    Bytes(u64::from(sequences) * (4 * u64::from(spec.d_model) + 3 * u64::from(rows)) * 4)
 }
 
 /// Values of the largest block of a number format.
