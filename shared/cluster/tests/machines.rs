@@ -14,7 +14,8 @@ use shoal_core::frame::Class;
 use shoal_core::head::{Candidate, HeadAnswer, HeadQuery, HeadRequest};
 use shoal_core::message::{Answer, Failure, HeadRow, Order, Resident, Run, StepOrder};
 use shoal_core::plan::{PlanParts, Strategy};
-use shoal_core::profile::NodeInfo;
+use shoal_core::profile::{LinkFigures, LinkProfile, Measured, NodeInfo, RoundTrip};
+use shoal_core::units::{BytesPerSec, Seconds};
 use shoal_core::{Bytes, Epoch, ModelSpec, NodeId, Plan, SeqId, StepId, Term};
 
 mod common;
@@ -213,6 +214,8 @@ fn job(workers: usize, planning: Planning) -> Box<Job> {
         workers,
         gather: Duration::from_millis(500),
         measure_links: false,
+        links: Vec::new(),
+        twins: false,
         profiles: Default::default(),
         power: Default::default(),
     })
@@ -264,6 +267,19 @@ fn an_absurd_profile_leaves_its_node_out_and_a_twin_is_refused() {
     assert_eq!(machine.plan().unwrap().nodes(), [node(1)]);
 }
 
+/// A link of ordinary figures.
+fn link(from: NodeId, to: NodeId) -> LinkProfile {
+    let time = |seconds| Measured::exact(Seconds(seconds));
+    let round_trips = [(64, 100e-6), (4096, 150e-6), (65_536, 900e-6)];
+    let round_trips = round_trips.map(|(bytes, seconds)| RoundTrip { bytes, time: time(seconds) }).to_vec();
+    let bandwidth = Measured::exact(BytesPerSec(1e8));
+    LinkProfile {
+        from,
+        to,
+        figures: LinkFigures { round_trips, bandwidth, message_cpu: time(10e-6), shared: false },
+    }
+}
+
 /// Three workers measure their links; `broken` pairs cannot. Those left out.
 fn linked(broken: &[(usize, usize)]) -> (coordinator::Machine, Vec<NodeId>) {
     let mut machine = coordinator::Machine::new(Config { term: Term(4), default_link: Link::LOOPBACK });
@@ -289,15 +305,20 @@ fn linked(broken: &[(usize, usize)]) -> (coordinator::Machine, Vec<NodeId>) {
     while let Some(action) = machine.poll_action() {
         match action {
             Told::Send { node, order: Order::Links { peers } } => {
-                let bad = peers.iter().map(|peer| peer.node).find(|&peer| {
+                let is_broken = |peer: NodeId| {
                     broken.iter().any(|&(a, b)| {
                         let pair = [nodes[a], nodes[b]];
                         pair.contains(&node) && pair.contains(&peer)
                     })
-                });
+                };
+                let peers = peers.iter().map(|peer| peer.node);
+                let (bad, good): (Vec<_>, Vec<_>) = peers.partition(|&peer| is_broken(peer));
                 let failed = |peer| Failure { message: "it is not there".to_owned(), blame: Some(peer) };
-                let result = bad.map_or(Ok(Vec::new()), |peer| Err(failed(peer)));
-                say(&mut machine, node, Answer::LinksMeasured(result));
+                let (links, failed) = (
+                    good.into_iter().map(|peer| link(node, peer)).collect(),
+                    bad.into_iter().map(failed).collect(),
+                );
+                say(&mut machine, node, Answer::LinksMeasured { links, failed });
             }
             Told::LeftOut(left) if left.reason.contains("it is not there") => {
                 assert!(left.reason.contains(&left.name), "{}", left.reason);
@@ -338,7 +359,7 @@ fn links_that_nobody_asked_for_change_nothing() {
     nodes.sort();
     // No links are asked for here: the answer changes nothing.
     let failure = Failure { message: "what".to_owned(), blame: Some(nodes[1]) };
-    let answer = Answer::LinksMeasured(Err(failure));
+    let answer = Answer::LinksMeasured { links: vec![link(nodes[0], nodes[1])], failed: vec![failure] };
     machine.handle_event(Duration::from_millis(1), News::Answer { node: nodes[0], answer });
     assert_eq!((machine.state(), told(&mut machine).len()), (State::Profiling, 0));
 }

@@ -1,7 +1,7 @@
 //! Named limits that more than one room obeys, each with its reason. Limits of one room live there.
 
 /// Version of the control protocol; peers of another version are refused with both numbers named.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest control message: a step of 512 prompt tokens and 256 sampled rows is far below it.
 pub const CONTROL_MESSAGE_BYTES: usize = 1 << 20;

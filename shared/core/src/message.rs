@@ -172,7 +172,12 @@ pub enum Answer {
         reason: String,
     },
     Profiled(Result<Box<DeviceProfile>, Failure>),
-    LinksMeasured(Result<Vec<LinkProfile>, Failure>),
+    /// The links that could be measured, and a failure for each peer that could not be reached, which it
+    /// blames. A failure that blames nobody is this worker's own.
+    LinksMeasured {
+        links: Vec<LinkProfile>,
+        failed: Vec<Failure>,
+    },
     /// Loading: bytes of the shard that are in place, of all.
     Progress {
         epoch: Epoch,

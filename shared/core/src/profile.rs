@@ -129,6 +129,13 @@ pub enum ProfileError {
     Order { what: &'static str },
 }
 
+/// By how much a figure may be better than another of the same device that bounds it, before it is doubted: noise
+/// and cost models explain factors of two.
+const BELIEVED: f64 = 4.0;
+
+/// By how much batches may be faster than one row: some thousand times on the largest accelerators.
+const BATCH_GAIN: f64 = 1000.0;
+
 /// Entries of a list in a profile: formats, batch sizes, contexts, message sizes. None needs more.
 pub const PROFILE_ENTRIES: usize = 64;
 
@@ -153,6 +160,35 @@ impl DeviceProfile {
             within("attention rate", entry.rate.median.0, 1e3, 1e14)?;
         }
         within("overhead per phase", self.phase_overhead.median.0, 1e-9, 10.0)
+    }
+
+    /// What of a sound profile is hardly that of any machine: a person should look at it.
+    pub fn doubt(&self) -> Option<String> {
+        for rate in &self.rates {
+            let weights =
+                rate.stream.median.0 * rate.kind.block_len() as f64 / rate.kind.block_bytes() as f64;
+            let best = rate.batched.iter().map(|entry| entry.rate.median.0).fold(0.0, f64::max);
+            if weights > BELIEVED * best {
+                return Some(format!(
+                    "it says that it streams {:.1e} {} weights a second and multiplies no more than {best:.1e}",
+                    weights, rate.kind
+                ));
+            }
+            if best > BELIEVED * BATCH_GAIN * weights {
+                return Some(format!(
+                    "it says that it multiplies {best:.1e} {} weights a second in batches and streams no more than \
+                     {weights:.1e}",
+                    rate.kind
+                ));
+            }
+        }
+        let fastest = self.rates.iter().map(|rate| rate.stream.median.0).fold(0.0, f64::max);
+        let attention = self.attention.iter().map(|entry| entry.rate.median.0).fold(0.0, f64::max);
+        (attention > BELIEVED * BELIEVED * fastest).then(|| {
+            format!(
+                "it says that attention reads {attention:.1e} bytes a second and weights only {fastest:.1e}"
+            )
+        })
     }
 
     /// The rates of a format: its own, or else those of the slowest that was measured.
@@ -256,7 +292,7 @@ pub struct NodeInfo {
 }
 
 /// A worker that plays another device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Emulation {
     /// Name of the profile it plays.
     pub profile: String,
@@ -273,7 +309,7 @@ impl Emulation {
 }
 
 /// How much of an emulated device's work is real.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grade {
     /// (a) Real arithmetic in real time, then sleep up to what the profile predicts.

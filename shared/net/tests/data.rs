@@ -353,13 +353,19 @@ fn what_is_not_taken_holds_the_sender_back_and_not_the_memory() {
 fn a_link_is_measured_without_a_plan() {
     let cluster = Cluster::new();
     let nodes = [Node::start(&cluster), Node::start(&cluster)];
-    let report = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
-    report.check().unwrap();
-    assert_eq!((report.from, report.to), (nodes[0].id, nodes[1].id));
-    let sizes: Vec<u32> = report.figures.round_trips.iter().map(|trip| trip.bytes).collect();
-    assert_eq!(sizes, [64, 4096, 65_536]);
-    assert!(report.figures.bandwidth.median.0 > 1e6, "{report:?}");
-    assert!(report.figures.round_trips[0].time.median.0 < 0.1, "{report:?}");
+    let [there, back] = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
+    assert_eq!((there.from, there.to), (nodes[0].id, nodes[1].id));
+    assert_eq!((back.from, back.to), (nodes[1].id, nodes[0].id));
+    for report in [there, back] {
+        report.check().unwrap();
+        let trips = &report.figures.round_trips;
+        let sizes: Vec<u32> = trips.iter().map(|trip| trip.bytes).collect();
+        assert_eq!(sizes, [64, 4096, 65_536]);
+        assert!(report.figures.bandwidth.median.0 > 1e6, "{report:?}");
+        assert!(trips[0].time.median.0 < 0.1, "{report:?}");
+        // Two ends compute for two messages within a round trip that nothing else delays.
+        assert!(report.figures.message_cpu.median.0 < 4.0 * trips[0].time.median.0, "{report:?}");
+    }
     // Not by a node of another cluster.
     let stranger = Node::start(&Cluster::new());
     assert!(stranger.plane.probe(&nodes[1].peer()).is_err());

@@ -20,7 +20,7 @@ use std::time::Duration;
 use shoal_cluster::worker::{Action, Event, Machine};
 use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Order, Peer};
-use shoal_core::profile::{LinkProfile, NodeInfo};
+use shoal_core::profile::NodeInfo;
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Term};
 use shoal_engine::kernels;
@@ -338,29 +338,26 @@ impl Driver {
         }
     }
 
+    /// Measures the link to each of these; one that cannot be reached costs the others nothing.
     fn measure_links(&self, peers: Vec<Peer>) {
         let (plane, events) = (Arc::clone(&self.plane), self.events.clone());
-        let emulated = self.settings.emulated.clone();
         let measure = move || {
-            let probe = |peer: &Peer| -> Result<LinkProfile, shoal_core::message::Failure> {
-                let report = plane.probe(&DataPeer::from(peer)).map(|mut link| {
-                    if let Some(device) = &emulated {
-                        link.figures = device.own_time(link.figures);
-                    }
-                    link
-                });
-                report.map_err(|error| shoal_core::message::Failure {
-                    message: format!(
-                        "failed to measure the link to {}: {}",
-                        peer.node.short(),
-                        crate::chain(&error)
-                    ),
-                    blame: Some(peer.node),
-                })
-            };
-            let result = peers.iter().map(probe).collect();
+            let (mut links, mut failed) = (Vec::new(), Vec::new());
+            for peer in &peers {
+                match plane.probe(&DataPeer::from(peer)) {
+                    Ok(both) => links.extend(both),
+                    Err(error) => failed.push(shoal_core::message::Failure {
+                        message: format!(
+                            "failed to measure the link to {}: {}",
+                            peer.node.short(),
+                            crate::chain(&error)
+                        ),
+                        blame: Some(peer.node),
+                    }),
+                }
+            }
             // Without a driver there is nobody to tell.
-            let _ = events.send(Event::LinksMeasured(result));
+            let _ = events.send(Event::LinksMeasured { links, failed });
         };
         tokio::task::spawn_blocking(measure);
     }

@@ -1,4 +1,7 @@
 //! Measuring the links of a team: one node at a time, and who is left out where two cannot reach each other.
+//!
+//! Pairs whose figures the job brings along are not measured again. A bad peer costs the others nothing: a worker
+//! answers with what it could measure and with a failure for each peer that it could not.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -8,7 +11,7 @@ use shoal_core::message::{Failure, Order};
 use shoal_core::profile::LinkProfile;
 
 use super::machine::{Machine, Team, Work};
-use super::{Action, LINKS_DEADLINE};
+use super::{Action, LINK_DEADLINE, LINKS_DEADLINE};
 
 /// A pair of nodes whose link could not be measured.
 #[derive(Debug, Clone)]
@@ -19,8 +22,22 @@ pub(super) struct BadLink {
 }
 
 impl Machine {
+    /// Takes the links that the job brings along, and has the others measured.
+    pub(super) fn start_links(&mut self, now: Duration, mut team: Team) {
+        for link in std::mem::take(&mut team.job.links) {
+            if self.links.insert(&link) {
+                team.linked.insert((link.from, link.to));
+            }
+        }
+        if !team.job.measure_links {
+            return self.plan_and_load(now, team);
+        }
+        let waiting: VecDeque<NodeId> = team.nodes.iter().copied().collect();
+        self.next_links(now, team, waiting, Vec::new());
+    }
+
     /// Has the next node measure its links to those after it.
-    pub(super) fn next_links(
+    fn next_links(
         &mut self,
         now: Duration,
         mut team: Team,
@@ -28,8 +45,12 @@ impl Machine {
         bad: Vec<BadLink>,
     ) {
         while let Some(current) = waiting.pop_front() {
-            let asked: BTreeSet<NodeId> = waiting.iter().copied().collect();
-            if team.nodes.contains(&current) && !asked.is_empty() {
+            if !team.nodes.contains(&current) {
+                continue;
+            }
+            let others = waiting.iter().copied().filter(|node| team.nodes.contains(node));
+            let asked: BTreeSet<NodeId> = others.filter(|&other| !team.is_linked(current, other)).collect();
+            if !asked.is_empty() {
                 return self.ask_links(now, team, current, asked, waiting, bad);
             }
         }
@@ -42,64 +63,74 @@ impl Machine {
         now: Duration,
         team: Team,
         current: NodeId,
-        asked: BTreeSet<NodeId>,
+        mut asked: BTreeSet<NodeId>,
         waiting: VecDeque<NodeId>,
         bad: Vec<BadLink>,
     ) {
+        if team.job.twins {
+            // What one pair takes, all pairs take.
+            asked = asked.into_iter().take(1).collect();
+        }
         let peers = self.peers(asked.iter().copied());
         if let Some(member) = self.members.get_mut(current) {
             member.links_due += 1;
         }
         self.send(current, Order::Links { peers });
-        self.work = Work::Linking { team, current, asked, waiting, bad, until: now + LINKS_DEADLINE };
+        let until = now + LINKS_DEADLINE.max(LINK_DEADLINE * asked.len() as u32);
+        self.work = Work::Linking { team, current, asked, waiting, bad, until };
     }
 
     pub(super) fn links_measured(
         &mut self,
         now: Duration,
         node: NodeId,
-        result: Result<Vec<LinkProfile>, Failure>,
+        links: Vec<LinkProfile>,
+        failed: Vec<Failure>,
     ) {
         let due = self.members.get_mut(node).map(|member| {
             member.links_due = member.links_due.saturating_sub(1);
             member.links_due
         });
-        let Work::Linking { current, asked, bad, .. } = &mut self.work else { return };
+        let Work::Linking { team, current, asked, bad, .. } = &mut self.work else { return };
         if due != Some(0) || *current != node {
             return;
         }
-        match result {
-            Ok(mut links) => {
-                links.retain(|link| link.from == node || link.to == node);
-                links.retain(|link| self.links.insert(link));
-                self.act(Action::LinksMeasured { node, links });
-                self.links_go_on(now);
-            }
-            Err(Failure { message, blame: Some(blamed) }) if asked.remove(&blamed) => {
-                // It stopped at this peer: its links to the others are still to be measured.
-                bad.push(BadLink { reporter: node, blamed, message });
-                self.links_again(now);
-            }
-            Err(failure) => {
-                let name = self.members.name(node);
-                self.drop_from_team(now, node, name, &failure.message);
+        let mut reason = None;
+        for Failure { message, blame } in failed {
+            match blame.filter(|blamed| asked.remove(blamed)) {
+                Some(blamed) => bad.push(BadLink { reporter: node, blamed, message }),
+                // Nobody else's fault.
+                None => reason = Some(message),
             }
         }
-    }
-
-    /// The node that stopped at a peer goes on with the others.
-    fn links_again(&mut self, now: Duration) {
-        match std::mem::replace(&mut self.work, Work::Idle) {
-            Work::Linking { team, current, mut asked, waiting, bad, .. } => {
-                asked.retain(|node| team.nodes.contains(node));
-                if asked.is_empty() {
-                    self.next_links(now, team, waiting, bad);
-                } else {
-                    self.ask_links(now, team, current, asked, waiting, bad);
-                }
+        let ours = |link: &LinkProfile| {
+            (link.from == node && asked.contains(&link.to)) || (link.to == node && asked.contains(&link.from))
+        };
+        let mut links: Vec<LinkProfile> = links.into_iter().filter(ours).collect();
+        for link in &links {
+            match link.check() {
+                Ok(()) => asked.retain(|&other| other != link.from && other != link.to),
+                Err(error) => reason = Some(format!("the figures of its links are absurd: {error}")),
             }
-            other => self.work = other,
         }
+        if let Some(silent) = asked.first() {
+            reason.get_or_insert(format!("it says nothing of its link to {}", silent.short()));
+        }
+        if team.job.twins {
+            links = team.for_all_pairs(&links);
+        }
+        if let Some(reason) = reason {
+            let name = self.members.name(node);
+            return self.drop_from_team(now, node, name, &reason);
+        }
+        for link in &links {
+            self.links.insert(link);
+            team.linked.insert((link.from, link.to));
+        }
+        if !links.is_empty() {
+            self.act(Action::LinksMeasured { node, links });
+        }
+        self.links_go_on(now);
     }
 
     pub(super) fn links_go_on(&mut self, now: Duration) {
@@ -131,5 +162,22 @@ impl Machine {
             team.nodes.remove(&node);
             self.left_out(node, name, reason);
         }
+    }
+}
+
+impl Team {
+    fn is_linked(&self, a: NodeId, b: NodeId) -> bool {
+        // One direction's figures serve for both where nothing else is known.
+        self.linked.contains(&(a, b)) || self.linked.contains(&(b, a))
+    }
+
+    /// The figures of one pair for every pair.
+    fn for_all_pairs(&self, links: &[LinkProfile]) -> Vec<LinkProfile> {
+        let Some(LinkProfile { figures, .. }) = links.first() else { return Vec::new() };
+        let pairs = self.nodes.iter().flat_map(|&from| {
+            let others = self.nodes.iter().copied().filter(move |&to| to != from);
+            others.map(move |to| (from, to))
+        });
+        pairs.map(|(from, to)| LinkProfile { from, to, figures: figures.clone() }).collect()
     }
 }

@@ -24,7 +24,7 @@ pub struct Machine {
     /// Number of the last epoch of this term.
     pub(super) epochs: u32,
     nonce: u64,
-    actions: VecDeque<Action>,
+    pub(super) actions: VecDeque<Action>,
 }
 
 /// What is going on.
@@ -65,6 +65,8 @@ pub(super) struct Team {
     pub(super) job: Box<Job>,
     pub(super) profiles: BTreeMap<NodeId, DeviceProfile>,
     pub(super) nodes: BTreeSet<NodeId>,
+    /// Pairs whose links are known, from and to.
+    pub(super) linked: BTreeSet<(NodeId, NodeId)>,
 }
 
 impl Machine {
@@ -180,7 +182,7 @@ impl Machine {
     fn answer(&mut self, now: Duration, node: NodeId, answer: Answer) {
         match answer {
             Answer::Profiled(result) => self.profiled(now, node, result),
-            Answer::LinksMeasured(result) => self.links_measured(now, node, result),
+            Answer::LinksMeasured { links, failed } => self.links_measured(now, node, links, failed),
             Answer::Progress { epoch, done, total, fetched } if self.in_force(epoch) => {
                 self.progress(now, node, done, total, fetched);
             }

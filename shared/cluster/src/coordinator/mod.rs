@@ -53,8 +53,10 @@ pub const STEP_DEADLINE: Duration = Duration::from_secs(1);
 pub const STEP_DEADLINE_FACTOR: f64 = 8.0;
 /// A worker that has not profiled itself by then is left out; design 7 gives it 10 s.
 pub const PROFILE_DEADLINE: Duration = Duration::from_secs(60);
-/// Measuring all links of one worker.
+/// Measuring all links of one worker takes no longer, or no longer than [`LINK_DEADLINE`] for each.
 pub const LINKS_DEADLINE: Duration = Duration::from_secs(60);
+/// Measuring one link: its own limit is 20 s, and the handshake's 5 s.
+pub const LINK_DEADLINE: Duration = Duration::from_secs(25);
 /// A worker that reports no progress in loading for this long is lost: hashing a large file on a slow
 /// card goes without progress for about a minute.
 pub const LOAD_STALL: Duration = Duration::from_secs(180);
@@ -99,6 +101,11 @@ pub struct Job {
     pub measure_links: bool,
     /// Profiles known from before, for these nodes: they are not measured again.
     pub profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// Links known from before: their pairs are not measured again.
+    pub links: Vec<LinkProfile>,
+    /// Workers of equal hardware, build and threads are processes of one machine: one of them measures itself for
+    /// all of them, while the others rest, and one pair its link.
+    pub twins: bool,
     /// What nodes draw, where that is known: for energy as the objective.
     pub power: BTreeMap<NodeId, Power>,
 }
@@ -186,7 +193,9 @@ pub enum Action {
     Refused { seq: Option<SeqId>, reason: String },
     /// A worker measured itself. To be kept for the next job.
     Profiled { node: NodeId, profile: Box<DeviceProfile> },
-    /// A worker measured its links.
+    /// A worker's profile is sound, but hardly that of any machine. It is used all the same.
+    Doubt { node: NodeId, name: String, reason: String },
+    /// A worker measured its links. To be kept for the next job.
     LinksMeasured { node: NodeId, links: Vec<LinkProfile> },
     /// A connected worker that will not be used, and why.
     LeftOut(LeftOut),

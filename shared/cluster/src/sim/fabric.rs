@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use shoal_core::message::{Answer, Failure, Order, Resident};
-use shoal_core::units::Bytes;
+use shoal_core::profile::{LinkFigures, LinkProfile, Measured, RoundTrip};
+use shoal_core::units::{Bytes, BytesPerSec, Seconds};
 use shoal_core::{Epoch, NodeId, StepId};
 
 use super::check::found;
@@ -36,8 +37,11 @@ impl World<'_> {
                     let took = self.dice.between(1_000, 300_000);
                     self.after(took, later(worker::Event::Profiled(Ok(Box::new(profile)))));
                 }
-                worker::Action::StartLinks { .. } => {
-                    self.after(50_000, later(worker::Event::LinksMeasured(Ok(Vec::new()))));
+                worker::Action::StartLinks { peers } => {
+                    let from = self.nodes[node].id;
+                    let links = peers.iter().map(|peer| link(from, peer.node)).collect();
+                    let measured = worker::Event::LinksMeasured { links, failed: Vec::new() };
+                    self.after(50_000, later(measured));
                 }
                 worker::Action::StartLoad { plan, .. } => {
                     let epoch = plan.epoch;
@@ -179,4 +183,16 @@ impl World<'_> {
         self.last[node][way] = at;
         at
     }
+}
+
+/// What workers say of their links: a gigabit network.
+fn link(from: NodeId, to: NodeId) -> LinkProfile {
+    let time = |seconds| Measured::exact(Seconds(seconds));
+    let figures = LinkFigures {
+        round_trips: vec![RoundTrip { bytes: 64, time: time(300e-6) }],
+        bandwidth: Measured::exact(BytesPerSec(110e6)),
+        message_cpu: time(30e-6),
+        shared: false,
+    };
+    LinkProfile { from, to, figures }
 }

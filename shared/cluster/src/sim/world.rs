@@ -327,6 +327,8 @@ impl<'a> World<'a> {
             workers: scenario.workers,
             gather: Duration::from_secs(2),
             measure_links: scenario.measure_links,
+            links: Vec::new(),
+            twins: false,
             profiles: BTreeMap::new(),
             power: BTreeMap::new(),
         };
@@ -385,6 +387,7 @@ impl<'a> World<'a> {
                     return Err(format!("{node:?} was refused, though it has one connection"));
                 }
                 Action::Profiled { .. }
+                | Action::Doubt { .. }
                 | Action::LinksMeasured { .. }
                 | Action::LeftOut(_)
                 | Action::Progress { .. }

@@ -69,7 +69,9 @@ impl Machine {
                 self.drop_work();
             }
             Event::Profiled(result) => self.reply(Answer::Profiled(result)),
-            Event::LinksMeasured(result) => self.reply(Answer::LinksMeasured(result)),
+            Event::LinksMeasured { links, failed } => {
+                self.reply(Answer::LinksMeasured { links, failed });
+            }
             Event::Progress { epoch, done, total, fetched } if self.is_loading(epoch) => {
                 self.reply(Answer::Progress { epoch, done, total, fetched });
             }

@@ -43,7 +43,7 @@ pub enum Event {
     /// A measurement asked for by [`Action::StartProfile`] is done.
     Profiled(Result<Box<DeviceProfile>, Failure>),
     /// A measurement asked for by [`Action::StartLinks`] is done.
-    LinksMeasured(Result<Vec<LinkProfile>, Failure>),
+    LinksMeasured { links: Vec<LinkProfile>, failed: Vec<Failure> },
     /// Loading goes on.
     Progress { epoch: Epoch, done: Bytes, total: Bytes, fetched: Bytes },
     /// What [`Action::StartLoad`] asked for is done; on failure the driver holds nothing any more.

@@ -17,7 +17,7 @@ use shoal_core::shard::Footprint;
 use shoal_core::units::Bytes;
 use thiserror::Error;
 
-use super::batch::{Batch, BatchError};
+use super::batch::{Batch, BatchError, RowRun};
 use super::block::Stage;
 use super::group::{Group, GroupError, ReducePhase};
 use super::head::{Head, HeadError};
@@ -215,6 +215,23 @@ impl Shard {
     /// Fewer positions are held.
     pub fn truncate(&mut self, seq: SeqId, len: u32) -> Result<(), ForwardError> {
         Ok(self.stage_mut()?.kv_mut().truncate(seq, len)?)
+    }
+
+    /// Makes `seq` hold exactly `len` positions of which those it did not hold before are not computed: their keys
+    /// and values are zeros, or whatever the page held last. For measuring what attention over them takes.
+    ///
+    /// # Errors
+    /// They have no room.
+    pub fn assume(&mut self, seq: SeqId, len: u32) -> Result<(), ForwardError> {
+        let kv = self.stage_mut()?.kv_mut();
+        let held = kv.len(seq);
+        if held >= len {
+            return Ok(kv.truncate(seq, len)?);
+        }
+        let blank = Batch::new(vec![RowRun { seq, first_position: held, rows: len - held }])?;
+        kv.reserve(&blank)?;
+        kv.commit(&blank);
+        Ok(())
     }
 
     /// Starts the new sequence `to` with the first `len` positions of `from`, without copying them.

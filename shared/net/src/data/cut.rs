@@ -85,13 +85,13 @@ pub(super) fn cut_bytes(rows: u32, payload: usize) -> usize {
     payload + frames * HEADER_BYTES
 }
 
-/// Reads a header off the stream, with its flag.
-pub(super) fn read_header(mut bytes: [u8; HEADER_BYTES]) -> Result<(Header, bool), Violation> {
+/// Reads a header off the stream, with its flag. Frames of probes come on streams of probes, and no others there.
+pub(super) fn read_header(mut bytes: [u8; HEADER_BYTES], probe: bool) -> Result<(Header, bool), Violation> {
     let flags = u16::from_le_bytes([bytes[FLAGS_AT], bytes[FLAGS_AT + 1]]);
     let more = flags & FLAG_MORE != 0;
     bytes[FLAGS_AT..FLAGS_AT + 2].copy_from_slice(&(flags & !FLAG_MORE).to_le_bytes());
     let header = Header::decode(&bytes)?;
-    if matches!(header.phase, Phase::Probe | Phase::ProbeEcho) {
+    if matches!(header.phase, Phase::Probe | Phase::ProbeEcho) != probe {
         return Err(Violation::Phase { phase: header.phase });
     }
     Ok((header, more))
@@ -256,7 +256,7 @@ mod tests {
         let mut assemblies = Assemblies::new(NodeId::default(), Arc::default());
         let mut blocks = Vec::new();
         while let Some((head, rest)) = stream.split_first_chunk::<HEADER_BYTES>() {
-            let (header, more) = read_header(*head)?;
+            let (header, more) = read_header(*head, false)?;
             let slot = assemblies.begin(&header, more, limit)?;
             let Some((payload, rest)) = rest.split_at_checked(header.len as usize) else { break };
             assemblies.payload(&slot).copy_from_slice(payload);
@@ -331,7 +331,7 @@ mod tests {
                 let frame = Header { step: StepId(step), block_rows, first_row, rows, len, ..header(1) };
                 let mut bytes = frame.encode();
                 bytes[FLAGS_AT] = u8::from(more);
-                let Ok((header, more)) = read_header(bytes) else { continue };
+                let Ok((header, more)) = read_header(bytes, false) else { continue };
                 if let Ok(slot) = assemblies.begin(&header, more, 100_000) {
                     prop_assert_eq!(assemblies.payload(&slot).len(), header.len as usize);
                     assemblies.finish(&slot);
@@ -346,9 +346,9 @@ mod tests {
         #[test]
         fn no_64_bytes_make_the_header_reader_panic(bytes in proptest::collection::vec(any::<u8>(), HEADER_BYTES)) {
             let mut head = header(1).encode();
-            let _ = read_header(bytes.clone().try_into().unwrap());
+            let _ = read_header(bytes.clone().try_into().unwrap(), false);
             head[8..].copy_from_slice(&bytes[8..]);
-            let _ = read_header(head);
+            let _ = read_header(head, true);
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::tls::AllowList;
 #[derive(Debug)]
 pub(super) struct Inbox {
     own: NodeId,
+    /// Whether its frames are those of a probe.
+    probe: bool,
     state: Mutex<State>,
     /// A block, a link, the plan or a notification has changed.
     changed: Condvar,
@@ -158,6 +160,7 @@ impl Inbox {
     pub(super) fn new(own: NodeId) -> Self {
         Self {
             own,
+            probe: false,
             state: Mutex::default(),
             changed: Condvar::new(),
             pool: Arc::default(),
@@ -165,6 +168,15 @@ impl Inbox {
             sent: Default::default(),
             received: AtomicU64::new(0),
         }
+    }
+
+    /// An inbox for the two ends of a probe: it takes a probe's frames and no plan's.
+    pub(super) fn for_probe(own: NodeId) -> Self {
+        Self { probe: true, ..Self::new(own) }
+    }
+
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe
     }
 
     pub(super) fn notify(&self) {

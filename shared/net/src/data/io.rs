@@ -4,13 +4,13 @@
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc as std_mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{
     Connection, Endpoint, ReadError, ReadExactError, RecvStream, SendStream, TransportConfig, VarInt,
 };
-use shoal_core::profile::LinkProfile;
 use shoal_core::frame::HEADER_BYTES;
+use shoal_core::profile::LinkProfile;
 use shoal_core::{Epoch, NodeId};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -49,7 +49,7 @@ pub(super) struct Io {
 }
 
 #[derive(Debug, Clone)]
-struct Context {
+pub(super) struct Context {
     endpoint: Endpoint,
     credentials: Credentials,
     authority: PublicKey,
@@ -104,17 +104,24 @@ impl Io {
         }
     }
 
-    pub(super) fn probe(&self, peer: &DataPeer) -> Result<LinkProfile, DataError> {
+    pub(super) fn probe(&self, peer: &DataPeer) -> Result<[LinkProfile; 2], DataError> {
         let failed = |reason| DataError::Probe { node: peer.node, reason };
         let Some(runtime) = &self.runtime else { return Err(failed("the data plane is closed".to_owned())) };
-        let measure = async {
-            let (connection, _) = self.context.connect(ALPN_PROBE, peer).await?;
-            let report = probe::measure(&connection, self.context.credentials.node(), peer.node).await;
+        let handle = runtime.handle();
+        let measure = || {
+            let (connection, _) = handle.block_on(self.context.connect(ALPN_PROBE, peer))?;
+            let start = Instant::now();
+            let report = probe::measure(&self.context, handle, &connection, peer.node);
+            let address = quic::address_of(&connection);
+            let ended = connection.close_reason();
             quic::close(&connection, CloseCode::Done, "");
-            report
+            report.ok_or_else(|| match ended {
+                Some(error) if start.elapsed() < probe::PROBE_TIME => quic::ended(address, error, ALPN_PROBE),
+                _ => quic::LinkError::Timeout { address },
+            })
         };
         // On a plain thread, as a compute thread waits: the hop from the runtime's thread is part of the price.
-        let measured = std::thread::scope(|scope| scope.spawn(|| runtime.handle().block_on(measure)).join());
+        let measured = std::thread::scope(|scope| scope.spawn(measure).join());
         measured
             .map_err(|_| failed("its thread panicked".to_owned()))?
             .map_err(|error| failed(quic::chain(&error)))
@@ -139,6 +146,15 @@ impl Drop for Io {
 }
 
 impl Context {
+    pub(super) fn node(&self) -> NodeId {
+        self.credentials.node()
+    }
+
+    /// The same endpoint for connections that have an inbox of their own.
+    pub(super) fn with_inbox(&self, inbox: Arc<Inbox>) -> Self {
+        Self { inbox, ..self.clone() }
+    }
+
     /// Dials until the peer is connected or the plan has changed.
     async fn dial(self, epoch: Epoch, peer: DataPeer) {
         let mut pause = REDIAL[0];
@@ -176,10 +192,10 @@ impl Context {
     async fn receive(self, admitted: Admitted, probes: probe::Server) {
         let Admitted { connection, alpn, leaf, permit } = admitted;
         drop(permit);
-        if alpn == ALPN_PROBE {
-            return probes.serve(connection).await;
-        }
         let Ok(certified) = verify(&leaf, &self.authority) else { return };
+        if alpn == ALPN_PROBE {
+            return probes.serve(self, connection, certified.node).await;
+        }
         if let Err(reason) = self.start(connection, certified.node, false).await {
             tracing::debug!(node = %certified.node, "lost a peer as it connected: {reason}");
         }
@@ -187,7 +203,12 @@ impl Context {
 
     /// Opens our streams, puts the connection in use, and starts what reads, writes and watches it. Who
     /// dialled first waits for the other side's opening: its handshake was done before ours was judged.
-    async fn start(&self, connection: Connection, node: NodeId, dialled: bool) -> Result<(), String> {
+    pub(super) async fn start(
+        &self,
+        connection: Connection,
+        node: NodeId,
+        dialled: bool,
+    ) -> Result<(), String> {
         let first = if dialled { Some(accept(&connection).await?) } else { None };
         let queued = Arc::new(AtomicU64::new(0));
         let mut outboxes = Vec::new();
@@ -239,7 +260,7 @@ impl Context {
         let error = quic::ended(quic::address_of(&connection), connection.closed().await, ALPN_DATA);
         let reason = quic::chain(&error);
         let left = matches!(error, quic::LinkError::Closed { code: CloseCode::Done, .. });
-        if self.inbox.disconnected(node, &connection, &reason, left) {
+        if self.inbox.disconnected(node, &connection, &reason, left) && !self.inbox.is_probe() {
             tracing::info!(%node, "lost a peer of the data plane: {reason}");
         }
     }
@@ -282,7 +303,7 @@ async fn read(mut stream: RecvStream, from: NodeId, inbox: &Inbox) -> Result<(),
     let mut assemblies = Assemblies::new(from, inbox.pool.clone());
     let mut head = [0; HEADER_BYTES];
     while stream.read_exact(&mut head).await.is_ok() {
-        let (header, more) = read_header(head)?;
+        let (header, more) = read_header(head, inbox.is_probe())?;
         inbox.received(HEADER_BYTES as u64 + u64::from(header.len));
         let limit = match inbox.judge(from, &header)? {
             Judgement::Drop => {

@@ -41,16 +41,15 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_core::profile::LinkProfile;
 use shoal_core::frame::{Class, Header, Phase};
 use shoal_core::limits::{ACTIVATION_BYTES, WORKERS};
 use shoal_core::message::Peer;
+use shoal_core::profile::LinkProfile;
 use shoal_core::{Epoch, NodeId, StepId};
 
 use crate::trust::Credentials;
 use inbox::Inbox;
 use pool::Buffer;
-
 
 /// Steps of a newer epoch that a link may hold: as many as can be on their way when plans switch.
 pub const NEWER_STEPS: usize = 2;
@@ -334,12 +333,13 @@ impl DataPlane {
         self.inbox.bytes()
     }
 
-    /// Measures the link to another worker of the authority, over a connection of its own. Takes some
-    /// seconds at most; call it from a thread that may block.
+    /// Measures the link to another worker of the authority, over a connection of its own, as an exchange of a
+    /// plan uses it: from here to there, and back. Takes some seconds at most; call it from a thread that may
+    /// block.
     ///
     /// # Errors
     /// When the node cannot be reached, or the connection ends.
-    pub fn probe(&self, peer: &DataPeer) -> Result<LinkProfile, DataError> {
+    pub fn probe(&self, peer: &DataPeer) -> Result<[LinkProfile; 2], DataError> {
         self.io.probe(peer)
     }
 }
