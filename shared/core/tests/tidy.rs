@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("shared/engine", &["shoal-core"]),
     ("shared/profiles", &["shoal-core"]),
     ("shared/text", &["shoal-core", "shoal-engine"]),
+    ("shared/lab", &["shoal-core", "shoal-profiles"]),
     ("worker", &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-profiles"]),
     (
         "coordinator",
