@@ -9,6 +9,7 @@
 //! | module | lives there |
 //! |---|---|
 //! | [`cost`] | devices, links and workloads; what a plan is predicted to do |
+//! | [`flow`] | a plan's messages and kernels as discrete events over the cost model |
 //! | [`planner`] | the five strategies, priced side by side, and the choice |
 //! | [`scheduler`] | sequences and steps |
 //! | [`sampling`] | drawing a token from the answers of a distributed output head |
@@ -18,6 +19,7 @@
 
 pub mod coordinator;
 pub mod cost;
+pub mod flow;
 pub mod planner;
 pub mod sampling;
 pub mod scheduler;
