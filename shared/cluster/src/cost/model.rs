@@ -27,6 +27,23 @@ pub(crate) struct LayerClass {
     down: Matrix,
 }
 
+impl LayerClass {
+    /// Values in one block of the output matrix of attention.
+    pub(crate) fn o_block(&self) -> u64 {
+        self.o.kind.block_len()
+    }
+
+    /// Whether attention costs the same in both.
+    pub(crate) fn same_attention(&self, other: &Self) -> bool {
+        (self.q, self.k, self.v, self.o) == (other.q, other.k, other.v, other.o)
+    }
+
+    /// Whether the feed-forward network costs the same in both.
+    pub(crate) fn same_feed_forward(&self, other: &Self) -> bool {
+        (self.gate, self.up, self.down) == (other.gate, other.up, other.down)
+    }
+}
+
 /// What of a model the cost depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
@@ -98,6 +115,12 @@ impl Model {
     pub(crate) fn attention_cache(&self, rates: &Rates, share: &Share, b: f64, s: f64) -> f64 {
         let kv = u64::from(share.kv_heads.len()) * self.head_dim;
         b * s * (kv * 4) as f64 / rates.attention(s)
+    }
+
+    /// Each product of a whole layer: `b` rows.
+    pub(crate) fn products(&self, class: &LayerClass, rates: &Rates, b: f64) -> [f64; 7] {
+        let matrices = [class.q, class.k, class.v, class.o, class.gate, class.up, class.down];
+        matrices.map(|m| rates.product(m.kind, m.rows, m.cols, b))
     }
 
     /// Feed-forward network of one layer on one rank: `b` rows.

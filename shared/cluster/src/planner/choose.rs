@@ -6,19 +6,23 @@ use shoal_core::model::ModelSpec;
 use shoal_core::plan::Strategy;
 use shoal_core::{Bytes, NodeId};
 
-use super::search::Search;
-use super::{Choice, LeftOut, Limit, LimitKind, NoPlan, Options, Outcome, Priced};
+use super::pins::Pins;
+use super::problem::{Family, Goal};
+use super::strategies::Planner;
+use super::{Choice, LeftOut, Missing, NoPlan, Options, Outcome, Priced, advice, bound, heuristic, lack};
 use crate::cost::{Cluster, Device, Objective, Workload, lower_bound_ms};
 
-/// What this planner does not look at.
-const LIMITS: &str = "shares follow measured speed and memory; all groupings are tried for up to 5 devices, \
-                      neighbours in speed beyond; processor time per message and energy are not priced";
+/// Devices that are left out for which the best plan with them is priced; beyond, the reason is a general one.
+const LEFT_OUT_PRICED: usize = 12;
+
+/// Up to this many devices in all, the same.
+const DEVICES_PRICED: usize = 128;
 
 /// Plans by all five strategies, and the one to take: the one asked for, or the best by the workload's
 /// objective. `spec` must have passed [`ModelSpec::check`].
 ///
 /// # Errors
-/// No plan fits, with what is missing where.
+/// No plan fits, with what is missing where; or what was asked for contradicts itself.
 pub fn choose(
     spec: &ModelSpec,
     cluster: &Cluster,
@@ -26,56 +30,91 @@ pub fn choose(
     options: &Options,
 ) -> Result<Choice, Box<NoPlan>> {
     let (devices, mut left_out) = sift(cluster, options);
-    let count = devices.len();
     let used = Cluster { devices, links: cluster.links.clone() };
-    let search = Search::new(spec, &used, workload, options.wire, options.epoch);
-    let outcomes: Vec<Outcome> = Strategy::ALL
-        .into_iter()
-        .map(|strategy| search.outcome(strategy, options.strategy == Some(strategy)))
-        .collect();
-    let Some(chosen) = best(&outcomes, options.strategy, workload) else {
-        let tried = outcomes.into_iter().filter(|o| options.strategy.is_none_or(|asked| asked == o.strategy));
-        let why = tried.filter_map(|outcome| Some((outcome.strategy, outcome.result.err()?)));
-        return Err(Box::new(NoPlan {
-            devices: count,
-            refused: None,
-            strategies: why.collect(),
-            left_out,
+    let refuse = |refused: String, left_out: &[LeftOut]| {
+        Box::new(NoPlan {
+            devices: used.devices.len(),
+            refused: Some(refused),
+            strategies: Vec::new(),
+            left_out: left_out.to_vec(),
             missing: Bytes(0),
             boards: Vec::new(),
             addition: None,
-        }));
+        })
     };
-    let chosen = chosen.clone();
-    let reason = reason(&chosen, &outcomes, options.strategy, workload);
-    left_out.extend(idle(&search, &chosen, options.strategy.is_some()));
-    left_out.sort_by_key(|left| left.node);
-    let scope = Limit { kind: LimitKind::Scope, node: None, to: None, share: 0.0, text: LIMITS.to_owned() };
+    let pins = Pins::of(spec, &used.devices, options).map_err(|refused| refuse(refused, &left_out))?;
+    if workload.objective() == Objective::Energy {
+        if let Some(device) = used.devices.iter().find(|device| device.power.is_none()) {
+            let refused = format!("what {} draws is not known, so energy cannot be planned for", device.name);
+            return Err(refuse(refused, &left_out));
+        }
+    }
+    let planner = Planner::new(spec, &used, workload, options, pins);
+    let outcomes: Vec<Outcome> = Strategy::ALL
+        .into_iter()
+        .map(|strategy| planner.outcome(strategy, options.strategy == Some(strategy)))
+        .collect();
+    let asked = |outcome: &&Outcome| options.strategy.is_none_or(|asked| asked == outcome.strategy);
+    let Some(best) = best(&planner, outcomes.iter().filter(asked)) else {
+        return Err(Box::new(no_plan(&planner, &outcomes, left_out)));
+    };
+    let (priced, of) = best;
+    let chosen = priced.clone();
+    let figure = planner.figure(&chosen);
+    // `static-layer` is among the plans of `adaptive-layer`: its own search proves nothing about others.
+    let searched = outcomes
+        .iter()
+        .filter(asked)
+        .filter(|o| asked_for(options, o) || o.strategy != Strategy::StaticLayer);
+    let goal = match workload.objective() {
+        Objective::Latency => Goal::Latency,
+        Objective::Throughput | Objective::Energy => Goal::Throughput,
+    };
     let lower_bound_ms = lower_bound_ms(spec, &used, workload);
-    let objective = workload.objective();
-    let figure = chosen.prediction.decode_ms;
+    let optimal = if options.strategy.is_some() { of.optimal } else { searched.clone().all(|o| o.optimal) };
+    let bound = if optimal {
+        figure
+    } else {
+        let least = searched.clone().filter(|o| !(o.optimal && o.result.is_err())).map(|o| o.bound);
+        let general = match workload.objective() {
+            Objective::Energy => 0.0,
+            Objective::Latency | Objective::Throughput => 1e3 * bound::seconds(spec, &used, workload, goal),
+        };
+        least.fold(f64::INFINITY, f64::min).max(general).min(figure)
+    };
+    let expansions = outcomes.iter().map(|outcome| outcome.expansions).sum();
+    let reason = advice::reason(&planner, &chosen, &outcomes);
+    left_out.extend(idle(&planner, &chosen, goal));
+    left_out.sort_by_key(|left| left.node);
+    let limits = advice::limits(&planner, &chosen, optimal);
     Ok(Choice {
-        objective,
+        objective: workload.objective(),
         outcomes,
         chosen,
         reason,
         left_out,
-        limits: vec![scope],
+        limits,
         lower_bound_ms,
         figure,
-        bound: lower_bound_ms,
-        optimal: false,
-        gap: 1.0 - lower_bound_ms / figure,
-        expansions: 0,
+        bound,
+        optimal,
+        gap: if optimal { 0.0 } else { (1.0 - bound / figure).clamp(0.0, 1.0) },
+        expansions,
     })
 }
 
-/// Devices that may be used, by node id, each once, and the others with the reason.
+fn asked_for(options: &Options, outcome: &Outcome) -> bool {
+    options.strategy == Some(outcome.strategy)
+}
+
+/// Devices that may be used, by node id, each once and with what it may use beside the reserve, and the others with
+/// the reason.
 fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
     let mut devices: Vec<Device> = Vec::new();
     let mut left_out = Vec::new();
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
     for device in &cluster.devices {
+        let usable = device.usable.saturating_sub(options.reserve);
         let reason = if !seen.insert(device.node) {
             continue;
         } else if options.exclude.contains(&device.node) {
@@ -85,7 +124,7 @@ fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
         } else if device.profile.rates.is_empty() {
             "its profile has no rates".to_owned()
         } else {
-            devices.push(device.clone());
+            devices.push(Device { usable, ..device.clone() });
             continue;
         };
         left_out.push(LeftOut { node: device.node, name: device.name.clone(), reason, cost: None });
@@ -94,73 +133,74 @@ fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
     (devices, left_out)
 }
 
-/// Less is better.
-fn figure(priced: &Priced, workload: &Workload) -> f64 {
-    match workload.objective() {
-        Objective::Latency => priced.prediction.decode_ms,
-        Objective::Throughput | Objective::Energy => -priced.prediction.throughput(),
-    }
-}
-
-fn best<'a>(outcomes: &'a [Outcome], asked: Option<Strategy>, workload: &Workload) -> Option<&'a Priced> {
-    let mut best: Option<&Priced> = None;
-    for outcome in outcomes.iter().filter(|o| asked.is_none_or(|asked| asked == o.strategy)) {
+/// The outcome with the least figure, of equals the earlier, simpler strategy.
+fn best<'o>(
+    planner: &Planner<'_>,
+    outcomes: impl Iterator<Item = &'o Outcome>,
+) -> Option<(&'o Priced, &'o Outcome)> {
+    let mut best: Option<(&Priced, &Outcome)> = None;
+    for outcome in outcomes {
         let Ok(priced) = &outcome.result else { continue };
-        // Of equals the earlier, simpler strategy.
-        if best.is_none_or(|best| figure(priced, workload) < figure(best, workload)) {
-            best = Some(priced);
+        // Sums in another order differ in the last bits.
+        if best.is_none_or(|best| planner.figure(priced) < planner.figure(best.0) * (1.0 - 1e-9)) {
+            best = Some((priced, outcome));
         }
     }
     best
 }
 
-fn reason(chosen: &Priced, outcomes: &[Outcome], asked: Option<Strategy>, workload: &Workload) -> String {
-    let strategy = chosen.plan.strategy;
-    let say = |priced: &Priced| match workload.objective() {
-        Objective::Latency => format!("{:.2} ms per token", priced.prediction.decode_ms),
-        Objective::Throughput | Objective::Energy => {
-            format!("{:.1} tokens/s over {} streams", priced.prediction.throughput(), workload.streams)
+fn no_plan(planner: &Planner<'_>, outcomes: &[Outcome], left_out: Vec<LeftOut>) -> NoPlan {
+    let asked = planner.options.strategy;
+    let tried = outcomes.iter().filter(|o| asked.is_none_or(|asked| asked == o.strategy));
+    let why = tried.filter_map(|outcome| Some((outcome.strategy, outcome.result.as_ref().err()?.clone())));
+    let strategies: Vec<_> = why.collect();
+    let total = |missing: &[Missing]| missing.iter().map(|m| m.bytes.0).fold(0, u64::saturating_add);
+    // `single` lists what each board lacks by itself: the least of those is what is missing.
+    let of = |(strategy, why): &(Strategy, super::Infeasible)| match strategy {
+        Strategy::Single => {
+            why.missing.iter().min_by_key(|m| m.bytes).map(|m| vec![m.clone()]).unwrap_or_default()
         }
+        _ => why.missing.clone(),
     };
-    if asked.is_some() {
-        return format!("{} was asked for; predicted {}", strategy.name(), say(chosen));
-    }
-    let others: Vec<Outcome> = outcomes.iter().filter(|o| o.strategy != strategy).cloned().collect();
-    let next = best(&others, None, workload);
-    let alone = if strategy == Strategy::Single { "one device alone is fastest: " } else { "" };
-    match next {
-        Some(next) => format!(
-            "{alone}{} is predicted to give {}, the next best, {}, {}",
-            strategy.name(),
-            say(chosen),
-            next.plan.strategy.name(),
-            say(next)
-        ),
-        None => format!("{alone}{} is the only one that fits; predicted {}", strategy.name(), say(chosen)),
-    }
+    let nearest = strategies.iter().map(of).filter(|missing| !missing.is_empty());
+    let boards = nearest.min_by_key(|missing| total(missing)).unwrap_or_default();
+    let missing = Bytes(total(&boards));
+    let family = match asked {
+        Some(Strategy::Single) => Family::Single,
+        Some(Strategy::StaticLayer | Strategy::AdaptiveLayer) => Family::Layers,
+        Some(Strategy::Head) => Family::Heads,
+        Some(Strategy::Hybrid) | None => Family::Any,
+    };
+    let addition = lack::addition(planner, family, missing);
+    let devices = planner.cluster.devices.len();
+    NoPlan { devices, refused: None, strategies, left_out, missing, boards, addition }
 }
 
-/// Usable devices without work in the chosen plan.
-fn idle(search: &Search<'_>, chosen: &Priced, asked: bool) -> Vec<LeftOut> {
-    let strategy = chosen.plan.strategy;
-    let why = match strategy {
-        Strategy::Single => "one device alone does it",
-        Strategy::StaticLayer | Strategy::AdaptiveLayer
-            if search.devices.len() > search.spec.n_layers as usize =>
-        {
-            "there are more devices than layers"
-        }
-        _ if asked => "no plan with it fits",
-        _ => "the plan is better without it",
-    };
+/// Usable devices without work in the chosen plan, and what using each would cost.
+fn idle(planner: &Planner<'_>, chosen: &Priced, goal: Goal) -> Vec<LeftOut> {
     let nodes = chosen.plan.nodes();
-    let unused = search.devices.iter().filter(|device| !nodes.contains(&device.node));
-    unused
-        .map(|device| LeftOut {
-            node: device.node,
-            name: device.name.clone(),
-            reason: why.to_owned(),
-            cost: None,
-        })
-        .collect()
+    let unused: Vec<&Device> =
+        planner.cluster.devices.iter().filter(|device| !nodes.contains(&device.node)).collect();
+    let price = unused.len() <= LEFT_OUT_PRICED && planner.cluster.devices.len() <= DEVICES_PRICED;
+    let out = unused.into_iter().map(|device| {
+        let with = if price { with(planner, chosen, device.node, goal) } else { None };
+        let cost = with.as_ref().map(|with| planner.figure(with) - planner.figure(chosen));
+        let reason = advice::left_out(planner, chosen, device, with.as_ref());
+        LeftOut { node: device.node, name: device.name.clone(), reason, cost }
+    });
+    out.collect()
+}
+
+/// The best plan found that uses the node: of the strategy asked for, or of any.
+fn with(planner: &Planner<'_>, chosen: &Priced, node: NodeId, goal: Goal) -> Option<Priced> {
+    let family = match planner.options.strategy {
+        Some(Strategy::Single) => Family::Single,
+        Some(Strategy::StaticLayer | Strategy::AdaptiveLayer) => Family::Layers,
+        Some(Strategy::Head) => Family::Heads,
+        Some(Strategy::Hybrid) => Family::Mixed,
+        None => Family::Any,
+    };
+    let ask = planner.ask(family, chosen.plan.strategy, false, goal, &[]);
+    let found = heuristic::with_node(&ask, &chosen.plan, node)?;
+    planner.priced(found.plan).ok()
 }

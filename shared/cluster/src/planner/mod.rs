@@ -5,14 +5,17 @@
 //! which bytes are missing on which node. Nothing is measured and nobody is spoken to here.
 
 mod advice;
+mod bound;
 mod build;
 mod choose;
+mod energy;
 pub mod exact;
-mod groups;
-mod layers;
+mod heuristic;
+mod lack;
+mod pins;
 pub mod problem;
-mod search;
 mod share;
+mod shares;
 mod strategies;
 
 use std::fmt;
@@ -24,7 +27,7 @@ use shoal_core::plan::{Span, Strategy, Wire};
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Plan};
 
-pub use advice::{Account, Limit, LimitKind};
+pub use advice::{Limit, LimitKind};
 pub use build::{Arrangement, RankShare, StageShares, plan_from_shares};
 pub use choose::choose;
 
@@ -79,8 +82,6 @@ impl Pin {
 pub struct Priced {
     pub plan: Plan,
     pub prediction: Prediction,
-    /// What the time of one token of one stream is made of.
-    pub account: Account,
 }
 
 /// Bytes a node would need beyond what it may use.
@@ -122,6 +123,8 @@ pub struct Outcome {
     /// How much better than the plan's figure the strategy's best could be at most, as a part of the figure: 0 when
     /// optimal.
     pub gap: f64,
+    /// No plan of the strategy has a lower figure, in the unit of [`Choice::figure`]; 0 where nothing is known.
+    pub bound: f64,
     /// Work done, as [`Options::effort`] counts.
     pub expansions: u64,
 }

@@ -1,180 +1,287 @@
-//! The five strategies, each as the best plan of its kind.
+//! What each of the five strategies gives: by exact search where that can, by the heuristic where it cannot.
 
 use shoal_core::limits;
-use shoal_core::plan::{Plan, Strategy};
+use shoal_core::model::ModelSpec;
+use shoal_core::plan::{HeadShare, KvBudget, Plan, PlanParts, Span, Stage, Strategy, Sums};
+use shoal_core::{NodeId, shard};
 
-use super::groups::{EXHAUSTIVE, mixtures, permutations};
-use super::search::{Found, Lack, Layering, Search, better};
-use super::{Infeasible, Outcome};
+use super::exact::{self, NoSolution, Query};
+use super::heuristic::{self, Ask, CHUNKS};
+use super::pins::Pins;
+use super::problem::{Family, Goal, Problem};
+use super::share::largest_remainder;
+use super::{Infeasible, Missing, Options, Outcome, Priced, bound, lack};
+use crate::cost::{Cluster, Objective, Workload, predict};
 
-/// Chunks of prefill that are tried; the largest that fits is taken.
-const CHUNKS: [u32; 7] = [512, 256, 128, 64, 32, 16, 8];
+/// Searches of one choice between which its effort is divided: all strategies but `static-layer`, which has one plan.
+const SEARCHES: u64 = 4;
 
-/// A device is left out where the plan without it is better by more than this; less than that is
-/// within what a prediction can tell.
-const LEAVE_OUT_GAIN: f64 = 0.05;
+/// One planning's inputs.
+pub(super) struct Planner<'a> {
+    pub(super) spec: &'a ModelSpec,
+    /// Only devices that may be used, by node id, with what each may use.
+    pub(super) cluster: &'a Cluster,
+    pub(super) workload: &'a Workload,
+    pub(super) options: &'a Options,
+    pub(super) pins: Pins,
+    pub(super) problem: Problem<'a>,
+}
 
-/// Up to this many devices, leaving out each number of the slowest is tried; beyond, a few numbers.
-const EACH_SIZE: usize = 12;
+/// A search's answer.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub(super) plan: Option<Plan>,
+    /// No plan of the kind costs less, in seconds per token of one stream or over all streams; 0 where nothing is known.
+    pub(super) bound: f64,
+    /// Whether the plan is proven the best, or it is proven that there is none.
+    pub(super) proven: bool,
+    pub(super) work: u64,
+}
 
-impl Search<'_> {
-    /// What this strategy gives. `all`: use every device that can take part.
-    pub(super) fn outcome(&self, strategy: Strategy, all: bool) -> Outcome {
-        let result = match self.chunked(strategy, all) {
-            Ok(plan) => self.priced(plan),
-            Err(lack) => Err(self.infeasible(strategy, lack)),
-        };
-        Outcome { strategy, result, optimal: false, gap: 1.0, expansions: 0 }
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        spec: &'a ModelSpec,
+        cluster: &'a Cluster,
+        workload: &'a Workload,
+        options: &'a Options,
+        pins: Pins,
+    ) -> Self {
+        let problem = Problem::new(spec, cluster, workload, options.wire, options.epoch);
+        Self { spec, cluster, workload, options, pins, problem }
     }
 
-    fn infeasible(&self, strategy: Strategy, missing: Lack) -> Infeasible {
-        let reason = if self.devices.is_empty() {
-            "there is no device to plan for".to_owned()
-        } else if missing.is_empty() {
-            format!("the model cannot be cut this way for {} device(s)", self.devices.len())
+    /// Most devices of a plan.
+    pub(super) fn most(&self) -> usize {
+        self.options.max_workers.unwrap_or(limits::PLANNED_WORKERS).min(limits::PLANNED_WORKERS)
+    }
+
+    /// Whether plans are searched for exactly.
+    pub(super) fn exact(&self) -> bool {
+        let n = self.cluster.devices.len();
+        n <= exact::DEVICES && n <= self.most() && self.options.effort != Some(0)
+    }
+
+    /// What this strategy gives. `use_all`: a device without work is no plan, where the strategy could use it.
+    pub(super) fn outcome(&self, strategy: Strategy, use_all: bool) -> Outcome {
+        let attempt = if self.workload.objective() == Objective::Energy && strategy != Strategy::StaticLayer {
+            self.least_energy(strategy, use_all)
         } else {
-            match strategy {
-                Strategy::Single => "no device has the memory for all of it",
-                Strategy::StaticLayer => "equal layers do not fit every device",
-                Strategy::AdaptiveLayer => "no split of the layers fits",
-                Strategy::Head => "no split of heads and columns fits",
-                Strategy::Hybrid => "no mixture of groups fits",
+            self.attempt(strategy, use_all)
+        };
+        let bound = self.figure_of(attempt.bound);
+        let priced = attempt.plan.map(|plan| self.priced(plan));
+        match priced {
+            Some(Ok(priced)) => {
+                let figure = self.figure(&priced);
+                let gap = if attempt.proven { 0.0 } else { (1.0 - bound / figure).clamp(0.0, 1.0) };
+                let (optimal, expansions) = (attempt.proven, attempt.work);
+                Outcome { strategy, bound: bound.min(figure), result: Ok(priced), optimal, gap, expansions }
             }
-            .to_owned()
-        };
-        Infeasible { reason, missing }
-    }
-
-    /// The strategy's plan with the largest chunk that fits.
-    fn chunked(&self, strategy: Strategy, all: bool) -> Result<Plan, Lack> {
-        let row = u64::from(self.spec.d_model) * 4;
-        let legal = |chunk: &u32| u64::from(*chunk) * row <= limits::ACTIVATION_BYTES;
-        let chunks: Vec<u32> = CHUNKS.into_iter().filter(legal).collect();
-        let (Some(&largest), Some(&smallest)) = (chunks.first(), chunks.last()) else {
-            return Err(Vec::new());
-        };
-        if let Ok(found) = self.sized(strategy, all, largest) {
-            return Ok(found.plan);
-        }
-        let mut least = self.sized(strategy, all, smallest)?;
-        // What fits with a chunk fits with a smaller one.
-        let (mut too_large, mut fits) = (0, chunks.len() - 1);
-        while fits - too_large > 1 {
-            let middle = usize::midpoint(too_large, fits);
-            match self.sized(strategy, all, chunks[middle]) {
-                Ok(found) => (least, fits) = (found, middle),
-                Err(_) => too_large = middle,
+            Some(Err(infeasible)) => Outcome {
+                strategy,
+                result: Err(infeasible),
+                optimal: false,
+                gap: 1.0,
+                bound,
+                expansions: attempt.work,
+            },
+            None => {
+                let infeasible = lack::infeasible(self, strategy);
+                let gap = if attempt.proven { 0.0 } else { 1.0 };
+                let (optimal, expansions) = (attempt.proven, attempt.work);
+                Outcome { strategy, result: Err(infeasible), optimal, gap, bound, expansions }
             }
         }
-        Ok(least.plan)
     }
 
-    /// The strategy's plan over all devices, or over the fastest ones if that is clearly better.
-    fn sized(&self, strategy: Strategy, all: bool, chunk: u32) -> Result<Found, Lack> {
-        let most = match strategy {
-            Strategy::Single => return self.single(chunk),
-            Strategy::StaticLayer => return self.static_layer(chunk),
-            Strategy::AdaptiveLayer => self.devices.len().min(self.spec.n_layers as usize),
-            Strategy::Head | Strategy::Hybrid => self.devices.len(),
-        }
-        .min(limits::WORKERS);
-        let whole = self.over(strategy, most, chunk);
-        if all && whole.is_ok() {
-            return whole;
-        }
-        let fewest = if strategy == Strategy::Hybrid { 3 } else { 2 };
-        let mut sizes: Vec<(usize, Result<Found, Lack>)> = vec![(most, whole)];
-        let mut size = most;
-        while size > fewest {
-            size = if size > EACH_SIZE { (size * 3 / 4).max(EACH_SIZE) } else { size - 1 };
-            sizes.push((size, self.over(strategy, size, chunk)));
-        }
-        let scores = sizes.iter().filter_map(|(_, found)| Some(found.as_ref().ok()?.score));
-        let good_enough = scores.fold(f64::INFINITY, f64::min) * (1.0 + LEAVE_OUT_GAIN);
-        let good = |found: &Result<Found, Lack>| found.as_ref().is_ok_and(|found| found.score <= good_enough);
-        match sizes.iter().position(|(_, found)| good(found)) {
-            Some(at) => sizes.swap_remove(at).1,
-            None => sizes.swap_remove(0).1,
+    /// The prediction that goes with a plan.
+    pub(super) fn priced(&self, plan: Plan) -> Result<Priced, Infeasible> {
+        match predict(&plan, self.spec, self.cluster, self.workload) {
+            Ok(prediction) => Ok(Priced { plan, prediction }),
+            Err(error) => Err(Infeasible { reason: error.to_string(), missing: Vec::new() }),
         }
     }
 
-    /// The strategy's plan over the fastest `n` devices.
-    fn over(&self, strategy: Strategy, n: usize, chunk: u32) -> Result<Found, Lack> {
-        let devices = &self.by_speed[..n];
+    /// The objective of a plan in the unit of [`super::Choice::figure`].
+    pub(super) fn figure(&self, priced: &Priced) -> f64 {
+        match self.workload.objective() {
+            Objective::Latency => priced.prediction.decode_ms,
+            Objective::Throughput => 1e3 / priced.prediction.throughput(),
+            Objective::Energy => priced.prediction.joules_per_token.unwrap_or(f64::INFINITY),
+        }
+    }
+
+    /// Seconds of a search in that unit. Of energy nothing is known.
+    fn figure_of(&self, seconds: f64) -> f64 {
+        match self.workload.objective() {
+            Objective::Latency | Objective::Throughput => seconds * 1e3,
+            Objective::Energy => 0.0,
+        }
+    }
+
+    fn attempt(&self, strategy: Strategy, use_all: bool) -> Attempt {
+        let goal = match self.workload.objective() {
+            Objective::Latency => Goal::Latency,
+            Objective::Throughput | Objective::Energy => Goal::Throughput,
+        };
         match strategy {
-            Strategy::AdaptiveLayer => self.adaptive_layer(devices, chunk),
-            Strategy::Head => self.head(devices, chunk, Strategy::Head),
-            Strategy::Single | Strategy::StaticLayer | Strategy::Hybrid => self.hybrid(devices, chunk),
-        }
-    }
-
-    fn single(&self, chunk: u32) -> Result<Found, Lack> {
-        let mut best: Result<Found, Lack> = Err(Vec::new());
-        let mut lacks = Vec::new();
-        for &device in &self.by_speed {
-            let found = self.fit_any(Strategy::Single, &[vec![vec![device]]], chunk);
-            if let Err(lack) = &found {
-                lacks.extend(lack.iter().cloned());
+            Strategy::StaticLayer => {
+                Attempt { plan: self.static_layer().ok(), bound: 0.0, proven: true, work: 0 }
             }
-            best = better(best, found);
-        }
-        // All of them: any one device with its bytes would do.
-        best.map_err(|_| lacks)
-    }
-
-    fn static_layer(&self, chunk: u32) -> Result<Found, Lack> {
-        let n = self.devices.len().min(self.spec.n_layers as usize).min(limits::WORKERS);
-        let groups: Vec<Vec<usize>> = (0..n).map(|device| vec![device]).collect();
-        if groups.is_empty() {
-            return Err(Vec::new());
-        }
-        self.fit(Strategy::StaticLayer, &groups, Layering::Equal, chunk, 1)
-    }
-
-    fn adaptive_layer(&self, devices: &[usize], chunk: u32) -> Result<Found, Lack> {
-        self.layered(devices, chunk, Strategy::AdaptiveLayer)
-    }
-
-    fn layered(&self, devices: &[usize], chunk: u32, strategy: Strategy) -> Result<Found, Lack> {
-        if devices.is_empty() {
-            return Err(Vec::new());
-        }
-        let alone = |order: Vec<usize>| order.into_iter().map(|device| vec![device]).collect();
-        let lists: Vec<Vec<Vec<usize>>> = self.orders(devices).into_iter().map(alone).collect();
-        self.fit_any(strategy, &lists, chunk)
-    }
-
-    fn orders(&self, devices: &[usize]) -> Vec<Vec<usize>> {
-        if devices.len() <= EXHAUSTIVE {
-            return permutations(devices);
-        }
-        let mut by_memory = devices.to_vec();
-        by_memory.sort_by_key(|&device| (std::cmp::Reverse(self.devices[device].usable), device));
-        let backwards = |order: &[usize]| order.iter().rev().copied().collect();
-        vec![devices.to_vec(), backwards(devices), backwards(&by_memory), by_memory]
-    }
-
-    fn head(&self, devices: &[usize], chunk: u32, strategy: Strategy) -> Result<Found, Lack> {
-        if devices.is_empty() {
-            return Err(Vec::new());
-        }
-        let mut group = devices.to_vec();
-        group.sort_unstable();
-        self.fit_any(strategy, &[vec![group]], chunk)
-    }
-
-    /// The best true mixture; where there is none, the best of a layer split, a head split and, for one
-    /// device, that device alone.
-    fn hybrid(&self, devices: &[usize], chunk: u32) -> Result<Found, Lack> {
-        let mut lists = mixtures(devices);
-        lists.retain(|groups| groups.len() <= self.spec.n_layers as usize);
-        let mut best = self.fit_any(Strategy::Hybrid, &lists, chunk);
-        if best.is_err() {
-            best = better(best, self.head(devices, chunk, Strategy::Hybrid));
-            if devices.len() <= self.spec.n_layers as usize {
-                best = better(best, self.layered(devices, chunk, Strategy::Hybrid));
+            Strategy::Single => self.search(Family::Single, strategy, false, goal),
+            Strategy::AdaptiveLayer => self.search(Family::Layers, strategy, use_all, goal),
+            Strategy::Head => self.search(Family::Heads, strategy, use_all, goal),
+            Strategy::Hybrid => {
+                let mixed = self.search(Family::Mixed, strategy, use_all, goal);
+                if mixed.plan.is_some() {
+                    return mixed;
+                }
+                // Where there is no true mixture, the better of its two extremes.
+                let layers = self.search(Family::Layers, strategy, use_all, goal);
+                let heads = self.search(Family::Heads, strategy, use_all, goal);
+                let work = mixed.work + layers.work + heads.work;
+                let (proven, bound) =
+                    (layers.proven && heads.proven && mixed.proven, layers.bound.min(heads.bound));
+                let cost = |attempt: &Attempt| {
+                    attempt.plan.as_ref().map_or(f64::INFINITY, |plan| self.seconds(plan))
+                };
+                let better = if cost(&heads) < cost(&layers) { heads } else { layers };
+                Attempt { proven, bound, work, ..better }
             }
         }
-        best
+    }
+
+    /// Seconds per token by the goal, of a plan whose devices are all known.
+    fn seconds(&self, plan: &Plan) -> f64 {
+        let Ok(prediction) = predict(plan, self.spec, self.cluster, self.workload) else {
+            return f64::INFINITY;
+        };
+        match self.workload.objective() {
+            Objective::Latency => prediction.decode_ms / 1e3,
+            Objective::Throughput | Objective::Energy => 1.0 / prediction.throughput(),
+        }
+    }
+
+    /// The best plan of a family that can be found.
+    fn search(&self, family: Family, strategy: Strategy, use_all: bool, goal: Goal) -> Attempt {
+        let mut known = None;
+        if self.exact() {
+            let work = self.options.effort.map_or(exact::WORK, |effort| effort / SEARCHES);
+            let query = Query { goal, family, use_all, pins: &self.options.pins, strategy, work };
+            match exact::solve(&self.problem, &query) {
+                Ok(solution) if solution.optimal => {
+                    let exact::Solution { plan, bound, work, .. } = solution;
+                    return Attempt { plan: Some(plan), bound, proven: true, work };
+                }
+                Ok(solution) => known = Some(solution),
+                Err(NoSolution::Infeasible) => {
+                    return Attempt { plan: None, bound: 0.0, proven: true, work: 0 };
+                }
+                Err(NoSolution::TooLarge | NoSolution::Unknown) => {}
+            }
+        }
+        let (found, work) = heuristic::find(&self.ask(family, strategy, use_all, goal, &[]));
+        let bound = bound::seconds(self.spec, self.cluster, self.workload, goal);
+        match (known, found) {
+            (Some(known), found) => {
+                let better = found.filter(|found| found.score < known.cost);
+                let plan = better.map_or(known.plan, |found| found.plan);
+                Attempt {
+                    plan: Some(plan),
+                    bound: known.bound.max(bound),
+                    proven: false,
+                    work: known.work + work,
+                }
+            }
+            (None, found) => Attempt { plan: found.map(|found| found.plan), bound, proven: false, work },
+        }
+    }
+
+    /// What the heuristic is asked.
+    pub(super) fn ask<'q>(
+        &'q self,
+        family: Family,
+        strategy: Strategy,
+        use_all: bool,
+        goal: Goal,
+        wanted: &'q [NodeId],
+    ) -> Ask<'q> {
+        Ask {
+            spec: self.spec,
+            cluster: self.cluster,
+            workload: self.workload,
+            pins: &self.pins,
+            wire: self.options.wire,
+            epoch: self.options.epoch,
+            objective: match goal {
+                Goal::Latency => Objective::Latency,
+                Goal::Throughput => Objective::Throughput,
+            },
+            family,
+            strategy,
+            use_all,
+            wanted,
+            most: self.most(),
+        }
+    }
+
+    /// Equal layers and equal parts of the head on all devices, in the order of their ids, with the largest chunk that
+    /// fits; or the plan with the smallest, and what it lacks.
+    pub(super) fn static_layer(&self) -> Result<Plan, (Option<Plan>, Vec<Missing>)> {
+        let n = self.cluster.devices.len().min(self.spec.n_layers as usize).min(self.most());
+        let devices = &self.cluster.devices[..n];
+        let mut last = (None, Vec::new());
+        for chunk in CHUNKS {
+            if u64::from(chunk) * u64::from(self.spec.d_model) * 4 > limits::ACTIVATION_BYTES {
+                continue;
+            }
+            let nodes: Vec<NodeId> = devices.iter().map(|device| device.node).collect();
+            let Some(plan) = self.equal(&nodes, chunk) else { break };
+            let missing = self.missing(&plan);
+            if missing.is_empty() {
+                if self.pins.kept(&plan) {
+                    return Ok(plan);
+                }
+                return Err((Some(plan), Vec::new()));
+            }
+            last = (Some(plan), missing);
+        }
+        Err(last)
+    }
+
+    fn equal(&self, nodes: &[NodeId], chunk_tokens: u32) -> Option<Plan> {
+        let spec = self.spec;
+        let even = vec![1.0; nodes.len()];
+        let (mut stages, mut head) = (Vec::new(), Vec::new());
+        let (mut layer, mut row) = (0, 0);
+        let layers = largest_remainder(spec.n_layers, &even);
+        let tiles = largest_remainder(spec.vocab_tiles(), &even);
+        for ((&node, layers), tiles) in nodes.iter().zip(layers).zip(tiles) {
+            let whole = [(node, Span::new(0, spec.n_heads), Span::new(0, spec.ffn))];
+            let stage = Stage::from_spans(Span::new(layer, layer + layers), &whole, spec);
+            stages.push(Stage { sums: Sums::default(), ..stage });
+            layer += layers;
+            let end = (row + tiles * limits::VOCAB_TILE).min(spec.vocab);
+            if tiles > 0 {
+                head.push(HeadShare { node, rows: Span::new(row, end) });
+            }
+            row = end;
+        }
+        let kv = KvBudget {
+            context: self.workload.context.clamp(1, spec.context.max(1)),
+            sequences: self.workload.streams.clamp(1, limits::SEQUENCES as u32),
+        };
+        let (epoch, wire, strategy) = (self.options.epoch, self.options.wire, Strategy::StaticLayer);
+        Plan::try_new(PlanParts { epoch, strategy, stages, head, chunk_tokens, wire, kv }, spec).ok()
+    }
+
+    /// Bytes each device of the plan lacks.
+    pub(super) fn missing(&self, plan: &Plan) -> Vec<Missing> {
+        let lacking = self.cluster.devices.iter().filter_map(|device| {
+            let need = shard::footprint(plan, self.spec, device.node).total();
+            let bytes = need.saturating_sub(device.usable);
+            (bytes.0 > 0).then(|| Missing { node: device.node, name: device.name.clone(), bytes })
+        });
+        lacking.collect()
     }
 }

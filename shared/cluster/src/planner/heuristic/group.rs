@@ -1,0 +1,479 @@
+//! One group: the shares of its ranks, what a layer takes on it, and how many layers it can hold.
+//!
+//! Shares follow speed where memory allows. Beyond that many layers the full ranks keep less of each layer and the
+//! others more, which makes a layer slower and lets more of them fit: a group is a staircase of (layers, seconds per
+//! layer).
+
+use shoal_core::plan::Span;
+
+use super::deck::{Deck, Speed};
+use super::fill::{Line, fill};
+
+/// Numbers of layers beyond those that fit with shares by speed for which shares are made.
+const STEPS: usize = 6;
+
+/// In how many parts memory is divided to keep some of it for the output head.
+pub(super) const PARTS: f64 = 64.0;
+
+/// Rounds in which full ranks give up units and the others take them.
+const ROUNDS: usize = 8;
+
+/// What a group holds beside its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Role {
+    /// The embedding table.
+    pub(super) first: bool,
+    /// The whole output head, or the part that falls on each device where all have one, or none.
+    pub(super) head: HeadPart,
+}
+
+/// How much of the output head a group has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum HeadPart {
+    None,
+    /// Some of it, as all devices of the plan: so many [`PARTS`]ths of each device's memory are kept for it.
+    Part(u8),
+    /// All of it.
+    Whole,
+}
+
+/// Shares of the ranks, by place in [`Group::devices`].
+#[derive(Debug, Clone)]
+pub(super) struct Step {
+    /// Most layers with these shares.
+    pub(super) layers: usize,
+    /// Seconds of a layer, sums included.
+    pub(super) time: f64,
+    pub(super) q_heads: Vec<u32>,
+    pub(super) blocks: Vec<u32>,
+}
+
+/// A group with what it can do.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    /// In rank order.
+    pub(super) devices: Vec<u16>,
+    /// By rising layers and time; none where not one layer fits.
+    pub(super) steps: Vec<Step>,
+    /// Layers it must run, if a member is pinned.
+    pub(super) pinned: Option<Span>,
+    /// Bytes of a layer on all ranks together, to say how far from fitting a plan is.
+    pub(super) layer_bytes: f64,
+    /// Bytes it has for layers.
+    pub(super) room: f64,
+    /// Of the whole head on this group: tiles by rank and seconds.
+    pub(super) head: Option<(Vec<u32>, f64)>,
+    /// Bytes of each rank for layers and, where all devices have some of the head, for that.
+    rooms: Vec<f64>,
+}
+
+impl Group {
+    /// Seconds of so many layers; infinite where they do not fit.
+    pub(super) fn time(&self, layers: usize) -> f64 {
+        let step = self.steps.iter().find(|step| layers <= step.layers);
+        step.map_or(f64::INFINITY, |step| step.time * layers as f64)
+    }
+
+    /// The shares for so many layers.
+    pub(super) fn step(&self, layers: usize) -> Option<&Step> {
+        self.steps.iter().find(|step| layers <= step.layers)
+    }
+
+    /// Most layers.
+    pub(super) fn most(&self) -> usize {
+        self.steps.last().map_or(0, |step| step.layers)
+    }
+
+    /// The group of these devices, for steps of `rows` rows. `spare`: bytes of each device of the deck that are
+    /// wanted for other things.
+    pub(super) fn new(deck: &Deck<'_>, devices: &[u16], rows: u32, role: Role, spare: &[f64]) -> Self {
+        let speeds = deck.speeds(rows);
+        let mut maker = Maker::new(deck, devices, &speeds, rows, role, spare);
+        let mut out = Self {
+            devices: maker.devices.clone(),
+            steps: Vec::new(),
+            pinned: maker.pinned,
+            layer_bytes: maker.layer_bytes(),
+            room: maker.room.iter().map(|room| room.max(0.0)).sum(),
+            head: None,
+            rooms: Vec::new(),
+        };
+        if role.head == HeadPart::Whole {
+            out.head = maker.head();
+            if out.head.is_none() {
+                return out;
+            }
+            out.room = maker.room.iter().map(|room| room.max(0.0)).sum();
+        }
+        maker.steps(&mut out.steps);
+        if let HeadPart::Part(part) = role.head {
+            let kept = |&device: &u16| deck.usable[usize::from(device)] * f64::from(part) / PARTS;
+            out.rooms =
+                maker.room.iter().zip(&maker.devices).map(|(room, device)| room + kept(device)).collect();
+        }
+        out
+    }
+
+    /// Most tiles of the output head by rank beside so many layers, where all devices have some of it.
+    pub(super) fn tiles(&self, deck: &Deck<'_>, layers: usize) -> Vec<u32> {
+        let Some(step) = self.step(layers) else { return vec![0; self.devices.len()] };
+        let most = |(rank, &room): (usize, &f64)| {
+            let (each, once) = bytes(deck, step.q_heads[rank], step.blocks[rank]);
+            ((room - each * layers as f64 - once) / deck.bulk.tile).max(0.0) as u32
+        };
+        self.rooms.iter().enumerate().map(most).collect()
+    }
+}
+
+struct Maker<'a, 'd> {
+    deck: &'a Deck<'d>,
+    devices: Vec<u16>,
+    speed: Vec<Speed>,
+    sum: f64,
+    /// Bytes for layers and the buffers that grow with shares.
+    room: Vec<f64>,
+    /// Query heads that are pinned, by rank.
+    heads: Vec<Option<Span>>,
+    pinned: Option<Span>,
+    /// Whether some rank's heads are pinned.
+    fixed: bool,
+}
+
+impl<'a, 'd> Maker<'a, 'd> {
+    fn new(
+        deck: &'a Deck<'d>,
+        devices: &[u16],
+        speeds: &[Speed],
+        rows: u32,
+        role: Role,
+        spare: &[f64],
+    ) -> Self {
+        let mut devices = devices.to_vec();
+        let heads_of = |device: u16| deck.pins.heads(deck.nodes[usize::from(device)]);
+        let fixed = !deck.pins.heads.is_empty() && devices.iter().any(|&d| heads_of(d).is_some());
+        if fixed {
+            order_by_pins(deck, &mut devices, speeds);
+        }
+        let bulk = &deck.bulk;
+        let ranks = if devices.len() > 1 { devices.len() as f64 + 3.0 } else { 0.0 };
+        let room = |&device: &u16| {
+            let mut left = deck.usable[usize::from(device)] - spare[usize::from(device)] - bulk.buffers;
+            left -= ranks * bulk.rank_buffer;
+            left -= if role.first { bulk.embedding } else { 0.0 };
+            match role.head {
+                HeadPart::None => left,
+                HeadPart::Part(part) => {
+                    left - bulk.head - deck.usable[usize::from(device)] * f64::from(part) / PARTS
+                }
+                HeadPart::Whole => left - bulk.head,
+            }
+        };
+        let pinned = if deck.pins.layers.is_empty() {
+            None
+        } else {
+            devices.iter().find_map(|&device| deck.pins.span(deck.nodes[usize::from(device)]))
+        };
+        Self {
+            deck,
+            room: devices.iter().map(room).collect(),
+            speed: devices.iter().map(|&device| speeds[usize::from(device)]).collect(),
+            sum: deck.sum(&devices, rows),
+            heads: devices.iter().map(|&device| heads_of(device)).collect(),
+            devices,
+            pinned,
+            fixed,
+        }
+    }
+
+    fn layer_bytes(&self) -> f64 {
+        let (bulk, spec) = (&self.deck.bulk, self.deck.spec);
+        f64::from(spec.n_heads) * bulk.q_head
+            + f64::from(spec.n_kv_heads) * bulk.kv_head
+            + f64::from(self.deck.blocks) * bulk.ffn_block
+            + bulk.layer * self.devices.len() as f64
+    }
+
+    /// The whole head on this group, taken from its room.
+    fn head(&mut self) -> Option<(Vec<u32>, f64)> {
+        let bulk = &self.deck.bulk;
+        let lines = |spread: f64| {
+            self.speed.iter().zip(&self.room).map(move |(speed, room)| Line {
+                first: speed.overhead,
+                each: speed.tile,
+                // A rank keeps some of its room for layers.
+                most: (room * spread / bulk.tile).max(0.0) as u32,
+            })
+        };
+        let mut tiles = Vec::new();
+        let total: f64 = self.room.iter().map(|room| room.max(0.0)).sum();
+        let need = f64::from(self.deck.tiles) * bulk.tile;
+        // In proportion to memory where that is short, by speed where it is not.
+        let spread = if need > 0.0 && total > 0.0 { (2.0 * need / total).clamp(0.25, 1.0) } else { 1.0 };
+        let lines: Vec<Line> = lines(spread).collect();
+        let time = fill(self.deck.tiles, &lines, &mut tiles)?;
+        for (room, &tiles) in self.room.iter_mut().zip(&tiles) {
+            *room -= f64::from(tiles) * bulk.tile;
+        }
+        Some((tiles, time))
+    }
+
+    fn steps(&mut self, out: &mut Vec<Step>) {
+        let layers = self.deck.layers;
+        let Some(mut step) = self.shares(None) else { return };
+        step.layers = self.fits(&step, layers);
+        let by_speed = step.layers;
+        if by_speed > 0 {
+            out.push(step);
+        }
+        let by_bytes =
+            (self.room.iter().map(|room| room.max(0.0)).sum::<f64>() / self.layer_bytes()) as usize;
+        let most = by_bytes.min(layers);
+        if self.devices.len() < 2 || by_speed >= most {
+            return;
+        }
+        let mut last = by_speed;
+        for at in 1..=STEPS {
+            let want = by_speed + ((most - by_speed) * at).div_ceil(STEPS);
+            if want <= last {
+                continue;
+            }
+            let Some(mut step) = self.shares(Some(want)) else { break };
+            step.layers = self.fits(&step, layers);
+            if step.layers <= last {
+                break;
+            }
+            last = step.layers;
+            out.push(step);
+        }
+        // A staircase that falls is walked from its lower end.
+        for at in (1..out.len()).rev() {
+            if out[at - 1].time >= out[at].time {
+                out.remove(at - 1);
+            }
+        }
+    }
+
+    /// Most layers that fit with these shares.
+    fn fits(&self, step: &Step, most: usize) -> usize {
+        let mut least = most;
+        for (rank, (&q, &blocks)) in step.q_heads.iter().zip(&step.blocks).enumerate() {
+            let (each, once) = self.bytes(q, blocks);
+            let left = self.room[rank] - once;
+            if left < 0.0 {
+                return 0;
+            }
+            if each > 0.0 {
+                least = least.min((left / each) as usize);
+            }
+        }
+        least
+    }
+
+    fn bytes(&self, q: u32, blocks: u32) -> (f64, f64) {
+        bytes(self.deck, q, blocks)
+    }
+
+    /// Shares with which this many layers fit, or those by speed.
+    fn shares(&self, layers: Option<usize>) -> Option<Step> {
+        let n = self.devices.len();
+        let (heads, blocks) = (self.deck.spec.n_heads, self.deck.blocks);
+        let mut caps = vec![(heads, blocks); n];
+        let mut step = Step { layers: 0, time: 0.0, q_heads: Vec::new(), blocks: Vec::new() };
+        let rounds = if layers.is_some() { ROUNDS } else { 1 };
+        for round in 0..rounds {
+            let attention = self.attention(&caps, &mut step.q_heads)?;
+            let lines: Vec<Line> = self
+                .speed
+                .iter()
+                .zip(&caps)
+                .map(|(speed, cap)| Line { first: speed.overhead, each: speed.ffn_block, most: cap.1 })
+                .collect();
+            let ffn = fill(blocks, &lines, &mut step.blocks)?;
+            step.time = attention + ffn + 2.0 * self.sum;
+            let Some(layers) = layers else { break };
+            // Whoever has too much keeps as much of each as fits.
+            let mut over = false;
+            for (rank, cap) in caps.iter_mut().enumerate() {
+                let (q, blocks) = (step.q_heads[rank], step.blocks[rank]);
+                let (each, once) = self.bytes(q, blocks);
+                let need = each * layers as f64 + once;
+                if need > self.room[rank] {
+                    over = true;
+                    // The first rounds aim a little lower, since whole units do not shrink evenly.
+                    let part =
+                        (self.room[rank] / need).max(0.0) * if round + 2 < rounds { 1.0 } else { 0.97 };
+                    *cap = self.keep(rank, (q, blocks), part, layers);
+                }
+            }
+            if !over {
+                break;
+            }
+        }
+        Some(step)
+    }
+
+    /// The most of this share, shrunk to about `part`, that fits the rank for so many layers: whole KV heads where
+    /// query heads share them, and blocks for the rest.
+    fn keep(&self, rank: usize, (q, blocks): (u32, u32), part: f64, layers: usize) -> (u32, u32) {
+        let bulk = &self.deck.bulk;
+        let group = self.deck.spec.group_size().max(1);
+        let mut keep = (f64::from(q) * part) as u32 / group * group;
+        loop {
+            let (each, once) = self.bytes(keep, 0);
+            let left = self.room[rank] - each * layers as f64 - once - bulk.layer * layers as f64;
+            let block = bulk.ffn_block * layers as f64 + bulk.ffn_buffer;
+            if left >= 0.0 {
+                return (keep, blocks.min((left / block) as u32));
+            }
+            if keep == 0 {
+                return (0, 0);
+            }
+            keep = keep.saturating_sub(group);
+        }
+    }
+
+    /// Query heads by rank and the slowest rank's attention.
+    fn attention(&self, caps: &[(u32, u32)], out: &mut Vec<u32>) -> Option<f64> {
+        let spec = self.deck.spec;
+        let group = spec.group_size().max(1);
+        if self.fixed {
+            return self.pinned_attention(caps, out);
+        }
+        let lines = |unit: u32| -> Vec<Line> {
+            let each = |speed: &Speed| {
+                f64::from(unit) * speed.q_head + f64::from(unit) / f64::from(group) * speed.kv_head
+            };
+            let line = |(speed, cap): (&Speed, &(u32, u32))| Line {
+                first: speed.overhead,
+                each: each(speed),
+                most: cap.0 / unit,
+            };
+            self.speed.iter().zip(caps).map(line).collect()
+        };
+        let mut best: Option<f64> = None;
+        let mut counts = Vec::new();
+        for unit in [group, 1] {
+            if fill(spec.n_heads / unit, &lines(unit), &mut counts).is_none() {
+                continue;
+            }
+            for count in &mut counts {
+                *count *= unit;
+            }
+            let time = self.attention_time(&counts);
+            if best.is_none_or(|best| time < best) {
+                best = Some(time);
+                out.clone_from(&counts);
+            }
+            if group == 1 {
+                break;
+            }
+        }
+        best
+    }
+
+    /// The slowest rank's attention with these heads, laid out in rank order.
+    fn attention_time(&self, q_heads: &[u32]) -> f64 {
+        let group = self.deck.spec.group_size().max(1);
+        let (mut first, mut slowest) = (0, 0.0_f64);
+        for (&count, speed) in q_heads.iter().zip(&self.speed) {
+            let end = first + count;
+            if count > 0 {
+                let kv = end.div_ceil(group) - first / group;
+                let time = speed.overhead + f64::from(count) * speed.q_head + f64::from(kv) * speed.kv_head;
+                slowest = slowest.max(time);
+            }
+            first = end;
+        }
+        slowest
+    }
+
+    /// Ranks with pinned heads have those; the others fill the gaps between them.
+    fn pinned_attention(&self, caps: &[(u32, u32)], out: &mut Vec<u32>) -> Option<f64> {
+        let heads = self.deck.spec.n_heads;
+        let group = f64::from(self.deck.spec.group_size().max(1));
+        out.clear();
+        out.resize(self.devices.len(), 0);
+        let (mut from, mut next) = (0, 0_u32);
+        let mut units = Vec::new();
+        for rank in 0..=self.devices.len() {
+            let pin = match self.heads.get(rank) {
+                Some(None) => continue,
+                Some(Some(span)) => *span,
+                None => Span::new(heads, heads),
+            };
+            // An empty range is kept anywhere.
+            let gap =
+                if pin.is_empty() && rank < self.devices.len() { 0 } else { pin.first.checked_sub(next)? };
+            if gap > 0 || !pin.is_empty() || rank == self.devices.len() {
+                let lines: Vec<Line> = (from..rank)
+                    .map(|other| {
+                        let speed = &self.speed[other];
+                        let most = if self.heads[other].is_some() { 0 } else { caps[other].0 };
+                        Line { first: speed.overhead, each: speed.q_head + speed.kv_head / group, most }
+                    })
+                    .collect();
+                fill(gap, &lines, &mut units)?;
+                for (other, &count) in (from..rank).zip(&units) {
+                    out[other] += count;
+                }
+                from = rank;
+                next = next.max(pin.end);
+            }
+            if let Some(own) = out.get_mut(rank) {
+                *own = pin.len();
+            }
+        }
+        (out.iter().sum::<u32>() == heads).then(|| self.attention_time(out))
+    }
+}
+
+/// Bytes of each layer and of buffers for these heads and blocks of a rank.
+fn bytes(deck: &Deck<'_>, q: u32, blocks: u32) -> (f64, f64) {
+    let bulk = &deck.bulk;
+    // As many KV heads as so many query heads read at most, beginning anywhere.
+    let group = deck.spec.group_size().max(1);
+    let shifted = u32::from(q > 0 && !q.is_multiple_of(group));
+    let kv = f64::from((q.div_ceil(group) + shifted).min(deck.spec.n_kv_heads));
+    let each = f64::from(q) * bulk.q_head
+        + kv * bulk.kv_head
+        + f64::from(blocks) * bulk.ffn_block
+        + if q + blocks > 0 { bulk.layer } else { 0.0 };
+    let once = f64::from(q) * bulk.q_buffer + kv * bulk.kv_buffer + f64::from(blocks) * bulk.ffn_buffer;
+    (each, once)
+}
+
+/// Ranks in the order of their pinned heads, and the others where gaps between those want filling: each to the gap
+/// with the most heads for the speed it has.
+fn order_by_pins(deck: &Deck<'_>, devices: &mut Vec<u16>, speeds: &[Speed]) {
+    let heads_of = |device: u16| deck.pins.heads(deck.nodes[usize::from(device)]);
+    let mut pinned: Vec<(Span, u16)> = devices.iter().filter_map(|&d| Some((heads_of(d)?, d))).collect();
+    pinned.sort_unstable();
+    let mut others: Vec<u16> = devices.iter().copied().filter(|&d| heads_of(d).is_none()).collect();
+    let speed = |device: u16| 1.0 / speeds[usize::from(device)].q_head;
+    others.sort_by(|&a, &b| speed(b).total_cmp(&speed(a)).then(a.cmp(&b)));
+    // The gap before each pinned rank, and the one after all.
+    let mut next = 0;
+    let mut gaps: Vec<(u32, f64, Vec<u16>)> = Vec::new();
+    for &(span, _) in &pinned {
+        gaps.push((span.first.saturating_sub(next), 0.0, Vec::new()));
+        next = next.max(span.end);
+    }
+    gaps.push((deck.spec.n_heads.saturating_sub(next), 0.0, Vec::new()));
+    for device in others {
+        let want = |gap: &(u32, f64, Vec<u16>)| f64::from(gap.0) / (gap.1 + 1e-30);
+        let Some(at) =
+            (0..gaps.len()).max_by(|&a, &b| want(&gaps[a]).total_cmp(&want(&gaps[b])).then(b.cmp(&a)))
+        else {
+            return;
+        };
+        gaps[at].1 += speed(device);
+        gaps[at].2.push(device);
+    }
+    devices.clear();
+    let mut pinned = pinned.into_iter();
+    for (_, _, mut fillers) in gaps {
+        fillers.sort_unstable();
+        devices.extend(fillers);
+        devices.extend(pinned.next().map(|(_, device)| device));
+    }
+}
