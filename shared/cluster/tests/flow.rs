@@ -209,6 +209,18 @@ fn several_streams_fill_the_stages_of_a_layer_split() {
 }
 
 #[test]
+fn chunks_of_a_prompt_follow_each_other_through_the_stages() {
+    let spec = even_model();
+    let cluster = cluster(&[10.0; 4], PLENTY);
+    for (sizes, tolerance) in [(vec![1], 5e-3), (vec![1; 4], 0.02), (vec![2, 2], 0.02)] {
+        let plan = plan(&spec, &groups(&sizes), Head::Last, AllReduce::ReduceScatter, 1);
+        // Eight chunks of 64. The formula gives all but the last the same context, on which attention hangs.
+        let s = of(&plan, &spec, &cluster, &work(1, 512));
+        assert!(s.ttft_ms.difference.abs() < tolerance, "{sizes:?}: {:?}", s.ttft_ms);
+    }
+}
+
+#[test]
 fn every_token_comes_and_what_is_asked_for_at_once_takes_longer() {
     let spec = even_model();
     let cluster = cluster(&[10.0, 6.0, 8.0], PLENTY);

@@ -44,7 +44,7 @@ pub fn predict(
 pub fn prefill(plan: &Plan, spec: &ModelSpec, cluster: &Cluster, tokens: u32) -> Result<Prefill, CostError> {
     let (model, rates) = (Model::new(spec), rates_of(plan, cluster)?);
     let pricing = Pricing { model: &model, rates: &rates, links: &cluster.links };
-    Ok(pricing.prefill(plan, tokens).0)
+    Ok(pricing.prefill(plan, tokens))
 }
 
 /// Rates of the plan's nodes.
@@ -115,7 +115,8 @@ impl Pricing<'_> {
         let rate = |n: u32| Aggregate { streams: n, tps: self.throughput(plan, n, context) };
         let aggregate: Vec<Aggregate> = counts.into_iter().map(rate).collect();
         let throughput = aggregate.last().map_or(0.0, |last| last.tps);
-        let (prefill, chunk_step) = self.prefill(plan, workload.prompt_len);
+        let prefill = self.prefill(plan, workload.prompt_len);
+        let chunk = self.step(plan, f64::from(plan.chunk_tokens.max(1)), context, 1.0);
         let (alone, assumes_memory) = self.alone(plan, spec, cluster, streams, context);
         Prediction {
             decode_ms: one.latency * 1e3,
@@ -129,20 +130,25 @@ impl Pricing<'_> {
             joules_per_token: self.joules(plan, streams, context),
             lower_bound_ms: lower_bound_ms(spec, cluster, workload),
             stage_ms: one.stages.iter().map(|seconds| seconds * 1e3).collect(),
-            chunk_ms: chunk_step.latency * 1e3,
+            chunk_ms: chunk.latency * 1e3,
             breakdown: one.breakdown,
             nodes: self.nodes(plan, spec, cluster, context, one.latency),
         }
     }
 
-    /// A prompt of `tokens` by itself, and its first chunk through the plan.
-    fn prefill(&self, plan: &Plan, tokens: u32) -> (Prefill, StepTimes) {
+    /// A prompt of `tokens` by itself. As many of its chunks as there are stages are on their way, each as far
+    /// behind the other as the slowest node takes; the last row of the last one alone wants logits.
+    fn prefill(&self, plan: &Plan, tokens: u32) -> Prefill {
         let prompt = f64::from(tokens.max(1));
         let chunk = f64::from(plan.chunk_tokens).min(prompt);
-        // Chunks follow each other through the stages; the last one's last row alone wants logits.
-        let step = self.step(plan, chunk, prompt / 2.0, 1.0);
-        let ttft = step.latency + (prompt / chunk - 1.0) * step.bottleneck;
-        (Prefill { tokens: tokens.max(1), tps: prompt / ttft, ttft_ms: ttft * 1e3 }, step)
+        let last = self.step(plan, chunk, prompt - chunk / 2.0, 1.0).latency;
+        let step = self.step(plan, chunk, (prompt - chunk) / 2.0, 0.0);
+        let (before, stages) = (prompt / chunk - 1.0, plan.stages.len() as f64);
+        let rounds = (before / stages).floor();
+        let ttft = rounds * step.latency.max(stages * step.bottleneck)
+            + (before - rounds * stages) * step.bottleneck
+            + last;
+        Prefill { tokens: tokens.max(1), tps: prompt / ttft, ttft_ms: ttft * 1e3 }
     }
 
     /// What plans of one strategy are compared by; less is better. With latency as objective, `balance` ×
@@ -204,7 +210,7 @@ impl Pricing<'_> {
         let last = &plan.stages[plan.last_stage()];
         let elsewhere = |node| !last.ranks.iter().any(|rank| rank.node == node);
         let remote = plan.head.iter().filter(|share| elsewhere(share.node)).count();
-        for share in &plan.head {
+        for share in plan.head.iter().filter(|_| head_rows > 0.0) {
             let link = || self.links.get(leader(last), share.node);
             let moved = if elsewhere(share.node) {
                 head_move(link(), remote, last.ranks.len(), head_rows * hop_row)
