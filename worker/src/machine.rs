@@ -63,7 +63,8 @@ pub fn host_name() -> String {
     if name.is_empty() { "worker".to_owned() } else { name }
 }
 
-/// Processor and build, under which measurements may be cached.
+/// Processor and build, under which measurements may be cached. The build is told by the program's own bytes: kernels
+/// and their speed may change from one to the next under the same version.
 pub fn hardware() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -74,7 +75,15 @@ pub fn hardware() -> String {
     let board = board.map(|name| name.trim_matches(['\0', '\n', ' ']).to_owned());
     let cpu = board.or_else(|| field("model name")).or_else(|| field("Hardware"));
     let cpu: String = cpu.unwrap_or_else(|| "unknown processor".to_owned()).chars().take(128).collect();
-    format!("{cpu}; {}-{}; {}", std::env::consts::ARCH, std::env::consts::OS, env!("CARGO_PKG_VERSION"))
+    let (arch, os, version) = (std::env::consts::ARCH, std::env::consts::OS, env!("CARGO_PKG_VERSION"));
+    format!("{cpu}; {arch}-{os}; {version}{}", build().map(|build| format!("+{build}")).unwrap_or_default())
+}
+
+/// The first digits of this program's hash; `None` where it cannot be read.
+fn build() -> Option<String> {
+    let mut hash = blake3::Hasher::new();
+    hash.update_reader(std::fs::File::open(std::env::current_exe().ok()?).ok()?).ok()?;
+    Some(hash.finalize().to_hex()[..8].to_owned())
 }
 
 fn meminfo() -> Option<Memory> {
@@ -96,7 +105,10 @@ fn sysctl_memory() -> Option<Bytes> {
 
 /// The process's control groups, as paths below the mount: version 2's, or version 1's of memory.
 fn own_cgroups() -> Vec<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own_groups(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+}
+
+fn own_groups(text: &str) -> Vec<PathBuf> {
     let groups = text.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
@@ -163,6 +175,28 @@ mod tests {
         write("a/b/memory.max", "max\n");
         let limits = cgroup_limits(dir.path(), &[PathBuf::from("a/b")]);
         assert_eq!(limits, [Memory { total: Bytes(1000), available: Bytes(500) }]);
+    }
+
+    #[test]
+    fn version_one_groups_count_as_well_and_their_no_limit_is_none() {
+        let dir = tempfile::tempdir().expect("folder");
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join("memory").join(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+            std::fs::write(path, text).expect("write");
+        };
+        write("memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory.usage_in_bytes", "5000\n");
+        write("box/memory.limit_in_bytes", "4000\n");
+        write("box/memory.usage_in_bytes", "4500\n");
+        let limits = cgroup_limits(dir.path(), &[PathBuf::from("memory/box")]);
+        // A group that uses more than its limit has nothing left.
+        assert_eq!(limits[0], Memory { total: Bytes(4000), available: Bytes(0) });
+        assert!(limits[1].total > Bytes::mib(1 << 40), "{limits:?}");
+        assert_eq!(
+            own_groups("5:cpu,memory:/box\n4:cpuset:/\n0::/user\n"),
+            [PathBuf::from("memory/box"), PathBuf::from("user")]
+        );
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use shoal_cluster::cost::Link;
-use shoal_core::NodeId;
+use shoal_core::ModelSpec;
 use shoal_core::units::Bytes;
 
 use super::options::{ClusterArgs, PlanOptions, ReachArgs};
 use crate::config::Config;
-use crate::driver::{Driver, DriverOptions, JobOptions, Planned, Serving, Update, load, plan, profiles};
+use crate::driver::profiles::{Kept, Known};
+use crate::driver::{Driver, DriverOptions, JobOptions, Serving, Update, load, plan};
 use crate::exit::{Failure, Outcome};
 use crate::local::{LocalOptions, LocalWorkers, temporary_folder};
 use crate::model::Model;
@@ -191,12 +192,8 @@ pub(crate) fn job(
     prompt_len: usize,
 ) -> Outcome<JobOptions> {
     let names = driver.names();
-    // What a played device can do is known without measuring, and is not what this machine can do.
-    let played = driver.connected().values().any(|worker| worker.info.emulation.is_some());
-    let profiles = match local {
-        Some(_) if !played => profiles::load(&config.data_dir, &model.spec, driver.connected()),
-        _ => BTreeMap::new(),
-    };
+    let kept = Kept::new(&config.data_dir, local.is_some());
+    let known = if plan.refresh { Known::default() } else { kept.load(&model.spec, driver.connected()) };
     let exclude = plan.excluded(&names)?;
     let pins = plan.pins(&names)?;
     let context = check_context(plan.context, model)?;
@@ -209,10 +206,10 @@ pub(crate) fn job(
         streams: 1,
         context,
         prompt_len: prompt_len as u32,
-        profiles,
-        // Between processes of one machine the default is as good, and a run starts sooner; where devices are
-        // played, predictions are to be compared with what comes.
-        measure_links: (local.is_none() || played) && names.len() > 1,
+        known,
+        kept,
+        measure_links: names.len() > 1,
+        twins: local.is_some(),
     })
 }
 
@@ -225,27 +222,21 @@ const DEFAULT_CONTEXT: u32 = 4096;
 /// # Errors
 /// `--context` is more.
 pub(crate) fn check_context(context: Option<u32>, model: &Model) -> Outcome<u32> {
-    let own = model.spec.context;
+    context_of(context, &model.spec)
+}
+
+/// The context in force for a model of which no more than its shape is known.
+///
+/// # Errors
+/// As [`check_context`].
+pub(crate) fn context_of(context: Option<u32>, spec: &ModelSpec) -> Outcome<u32> {
+    let own = spec.context;
     match context {
         Some(context) if context > own => Err(Failure::Usage(format!(
             "--context {context} is more than the {own} positions the model was trained for"
         ))),
         Some(context) => Ok(context),
         None => Ok(own.min(DEFAULT_CONTEXT)),
-    }
-}
-
-/// Keeps what local workers measured, so that the next run on this machine starts sooner.
-pub(crate) fn keep_profiles(
-    config: &Config,
-    model: &Model,
-    driver: &Driver,
-    planned: &Planned,
-    attached: bool,
-) {
-    let played = driver.connected().values().any(|worker| worker.info.emulation.is_some());
-    if attached && !played {
-        profiles::store(&config.data_dir, &model.spec, driver.connected(), &planned.profiles);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::attach::{Attached, attach, check_context, job, keep_profiles, open, ready};
+use super::attach::{Attached, attach, check_context, job, open, ready};
 use super::options::{ClusterArgs, ModelArg, PlanOptions, SamplingArgs};
 use crate::cli::HomeArgs;
 use crate::config::Config;
@@ -64,7 +64,6 @@ pub(crate) fn run(args: &ChatArgs, config: &Config, verbose: u8) -> Outcome {
             attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
         let options = job(&args.plan, config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
-        keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let strategy = serving.planned.plan.strategy.name();
         show.warn(&format!(
             "{} on {} worker(s), {strategy}. /help lists commands.",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use shoal_core::NodeId;
-use shoal_core::profile::DeviceProfile;
+use shoal_core::profile::{DeviceProfile, LinkProfile, RoundTrip};
 use shoal_core::units::Bytes;
 
 use super::attach::{driver_options, gather, job, open, ready};
@@ -13,17 +13,18 @@ use super::options::{PlanOptions, ReachArgs, WaitArgs};
 use crate::cli::HomeArgs;
 use crate::config::Config;
 use crate::driver::{Driver, WorkerView, known_workers};
-use crate::exit::{Failure, Outcome};
+use crate::exit::Outcome;
 use crate::model::Model;
 use crate::session::Snapshot;
 use crate::session::emulation::PlayedView;
-use crate::show::{Show, devices_table, profiles_table};
+use crate::show::{Show, devices_table, links_table, profiles_table};
 use crate::{out, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
   shoal devices
   shoal devices --wait 10 --profile model.gguf
+  shoal devices --profile model.gguf --refresh
   shoal devices --load model.gguf        and what each one holds of it
   shoal devices --json";
 
@@ -61,6 +62,10 @@ pub(crate) struct DeviceView {
     /// The device it plays.
     pub(crate) emulation: Option<PlayedView>,
     pub(crate) memory_bytes: Option<u64>,
+    /// Free of it when the worker started.
+    pub(crate) available_bytes: Option<u64>,
+    /// What the worker leaves to everything else of its machine.
+    pub(crate) reserve_bytes: Option<u64>,
     pub(crate) usable_bytes: Option<u64>,
     /// Weights, table, KV pages in use and buffers, as the worker accounts them.
     pub(crate) accounted_bytes: Option<u64>,
@@ -72,11 +77,41 @@ pub(crate) struct DeviceView {
     pub(crate) threads: Option<u32>,
     pub(crate) version: Option<String>,
     pub(crate) profile: Option<DeviceProfile>,
+    /// How long ago it was measured; null for now.
+    pub(crate) profile_age_s: Option<u64>,
+    /// Why it would not be used.
+    pub(crate) left_out: Option<String>,
+    /// What is hardly believable of it.
+    pub(crate) doubt: Option<String>,
+}
+
+/// A link as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(crate) struct LinkView {
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+    pub(crate) round_trips: Vec<RoundTripView>,
+    pub(crate) bandwidth_bytes_per_s: f64,
+    pub(crate) bandwidth_spread: f32,
+    /// Processor time of a small message on each end.
+    pub(crate) message_cpu_ms: f64,
+    pub(crate) message_cpu_spread: f32,
+    /// Whether all transmissions share one medium.
+    pub(crate) shared: bool,
+}
+
+/// A message there and back.
+#[derive(Debug, Serialize)]
+pub(crate) struct RoundTripView {
+    pub(crate) bytes: u32,
+    pub(crate) ms: f64,
+    pub(crate) spread: f32,
 }
 
 #[derive(Debug, Serialize)]
 struct DevicesView {
     devices: Vec<DeviceView>,
+    links: Vec<LinkView>,
 }
 
 pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
@@ -91,9 +126,13 @@ pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
         let mut driver = Driver::start(driver_options(&args.reach, config, reserve)).await?;
         gather(&mut driver, args.wait.wait, &show).await?;
         let mut devices: Vec<DeviceView> = driver.connected().values().map(DeviceView::new).collect();
+        let mut failure = None;
         if let Some(model) = model.filter(|_| !devices.is_empty()) {
-            measure(args, config, &mut driver, &model, &mut devices, &mut show).await?;
+            // Whatever was measured until then is shown.
+            failure = measure(args, config, &mut driver, &model, &mut devices, &mut show).await.err();
+            put_figures(&mut devices, &driver);
         }
+        let links: Vec<LinkView> = driver.figures().links.values().map(LinkView::new).collect();
         for (node, known) in known_workers(&config.data_dir.join("coordinator")) {
             if devices.iter().all(|device| device.node != node) {
                 devices.push(DeviceView::away(node, known.name, known.address.to_string()));
@@ -101,7 +140,8 @@ pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
         }
         driver.close().await;
         if args.json {
-            return out::json(&DevicesView { devices });
+            out::json(&DevicesView { devices, links })?;
+            return failure.map_or(Ok(()), Err);
         }
         if devices.is_empty() {
             show.warn("No worker has joined this cluster yet: `shoal token` prints what to run on a board.");
@@ -109,9 +149,12 @@ pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
         }
         out::line(&devices_table(&devices))?;
         if devices.iter().any(|device| device.profile.is_some()) {
-            out::line(&profiles_table(&devices))?;
+            out::line(&format!("\n{}", profiles_table(&devices)))?;
         }
-        Ok(())
+        if !links.is_empty() {
+            out::line(&format!("\n{}", links_table(&links, &devices)))?;
+        }
+        failure.map_or(Ok(()), Err)
     })
 }
 
@@ -126,11 +169,8 @@ async fn measure(
 ) -> Outcome {
     let options = job(&args.plan, config, model, driver, None, 1)?;
     if args.load.is_none() {
-        match crate::driver::plan(driver, model, &options, show).await? {
-            Ok(planned) => put_profiles(devices, planned.profiles),
-            Err(no_plan) => return Err(Failure::NoPlan(no_plan.to_string())),
-        }
-        return Ok(());
+        // Whether the model fits is not what was asked.
+        return crate::driver::plan(driver, model, &options, show).await.map(drop);
     }
     let serving = ready(driver, model, &options, show).await?;
     let plan = &serving.planned.plan;
@@ -144,14 +184,41 @@ async fn measure(
                 Some(shoal_core::shard::footprint(plan, &model.spec, device.node).total().0);
         }
     }
-    put_profiles(devices, serving.planned.profiles);
     Ok(())
 }
 
-fn put_profiles(devices: &mut [DeviceView], profiles: std::collections::BTreeMap<NodeId, DeviceProfile>) {
-    for (node, profile) in profiles {
-        if let Some(device) = devices.iter_mut().find(|device| device.node == node) {
-            device.profile = Some(profile);
+/// What was measured of each, and who is not there any more.
+fn put_figures(devices: &mut [DeviceView], driver: &Driver) {
+    let figures = driver.figures();
+    for device in devices {
+        let node = device.node;
+        device.profile = figures.profiles.get(&node).cloned();
+        device.profile_age_s = figures.ages.get(&node).map(std::time::Duration::as_secs);
+        device.left_out = figures.left_out.get(&node).map(|reason| format!("left out: {reason}"));
+        device.doubt = figures.doubts.get(&node).map(|reason| format!("hardly believable: {reason}"));
+        if !driver.connected().contains_key(&node) {
+            device.state = "away";
+        }
+    }
+}
+
+impl LinkView {
+    fn new(link: &LinkProfile) -> Self {
+        let LinkProfile { from, to, figures } = link;
+        let trip = |trip: &RoundTrip| RoundTripView {
+            bytes: trip.bytes,
+            ms: trip.time.median.0 * 1e3,
+            spread: trip.time.spread,
+        };
+        Self {
+            from: *from,
+            to: *to,
+            round_trips: figures.round_trips.iter().map(trip).collect(),
+            bandwidth_bytes_per_s: figures.bandwidth.median.0,
+            bandwidth_spread: figures.bandwidth.spread,
+            message_cpu_ms: figures.message_cpu.median.0 * 1e3,
+            message_cpu_spread: figures.message_cpu.spread,
+            shared: figures.shared,
         }
     }
 }
@@ -167,6 +234,8 @@ impl DeviceView {
             state: "idle",
             emulation: info.emulation.as_ref().map(PlayedView::new),
             memory_bytes: bytes(info.memory),
+            available_bytes: bytes(info.available),
+            reserve_bytes: bytes(info.reserve),
             usable_bytes: bytes(info.usable),
             // An idle worker holds nothing of any model.
             accounted_bytes: Some(0),
@@ -177,6 +246,9 @@ impl DeviceView {
             threads: Some(info.threads),
             version: Some(info.version.clone()),
             profile: None,
+            profile_age_s: None,
+            left_out: None,
+            doubt: None,
         }
     }
 
@@ -188,6 +260,8 @@ impl DeviceView {
             state: "away",
             emulation: None,
             memory_bytes: None,
+            available_bytes: None,
+            reserve_bytes: None,
             usable_bytes: None,
             accounted_bytes: None,
             planned_bytes: None,
@@ -196,6 +270,9 @@ impl DeviceView {
             threads: None,
             version: None,
             profile: None,
+            profile_age_s: None,
+            left_out: None,
+            doubt: None,
         }
     }
 }

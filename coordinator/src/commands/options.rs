@@ -77,6 +77,15 @@ pub(crate) struct ClusterArgs {
     pub(crate) reach: ReachArgs,
 }
 
+impl ClusterArgs {
+    /// Whether anything is said of a live cluster, other than by the environment.
+    pub(crate) fn is_given(&self) -> bool {
+        let emulate = &self.emulate;
+        let played = !emulate.emulate.is_empty() || emulate.emulate_cluster.is_some();
+        self.local_workers.is_some() || self.threads.is_some() || self.wait.wait.is_some() || played
+    }
+}
+
 /// How long workers are waited for.
 #[derive(Debug, Clone, Copy, Default, Args)]
 #[command(next_help_heading = "Cluster")]
@@ -107,7 +116,7 @@ pub(crate) struct ReachArgs {
 }
 
 /// How the model is shared among the workers.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Plan")]
 pub(crate) struct PlanOptions {
     /// How to share the model; by default the strategy with the best prediction
@@ -129,6 +138,9 @@ pub(crate) struct PlanOptions {
     /// heads of each of its layers). Counted from 0, both ends included, as plans are shown; may be given several times
     #[arg(long, value_name = "NODE=WHAT", value_parser = pin)]
     pub(crate) pin: Vec<PinArg>,
+    /// Measure workers and links anew, whatever is known of them from before
+    #[arg(long)]
+    pub(crate) refresh: bool,
     /// Memory every worker keeps free of what it offers, such as 200MB
     #[arg(long, value_name = "BYTES", env = "SHOAL_MEMORY_RESERVE")]
     pub(crate) memory_reserve: Option<Bytes>,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use shoal_core::Bytes;
 
-use super::attach::{Attached, attach, check_context, job, keep_profiles, open, ready};
+use super::attach::{Attached, attach, check_context, job, open, ready};
 use super::options::{ClusterArgs, ModelArg, PlanOptions, SamplingArgs};
 use crate::cli::HomeArgs;
 use crate::config::Config;
@@ -71,7 +71,6 @@ pub(crate) fn run(args: &RunArgs, config: &Config, verbose: u8) -> Outcome {
             attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
         let options = job(&args.plan, config, &model, &driver, local.as_ref(), tokens.len())?;
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
-        keep_profiles(config, &model, &driver, &serving.planned, local.is_some());
         let plan = &serving.planned.plan;
         let fetched: Bytes = serving.fetched.values().copied().sum();
         show.remark(&format!("loaded: {fetched} fetched and verified"));

@@ -7,9 +7,9 @@ use shoal_cluster::coordinator::{Action, Event, Failed, Job, Planning};
 use shoal_cluster::cost::{Objective, Workload};
 use shoal_cluster::planner::{Choice, NoPlan, Options, Pin};
 use shoal_core::plan::{Plan, Strategy, Wire};
-use shoal_core::profile::DeviceProfile;
 use shoal_core::{Bytes, Epoch, NodeId};
 
+use super::profiles::{Kept, Known};
 use super::{Driver, Update};
 use crate::exit::{Failure, Outcome};
 use crate::model::Model;
@@ -31,10 +31,14 @@ pub(crate) struct JobOptions {
     pub(crate) context: u32,
     /// Tokens of the prompt, as far as known.
     pub(crate) prompt_len: u32,
-    /// Profiles from before.
-    pub(crate) profiles: BTreeMap<NodeId, DeviceProfile>,
+    /// What is known from before; the rest is measured.
+    pub(crate) known: Known,
+    /// Where what is measured is kept.
+    pub(crate) kept: Kept,
     /// Whether links are measured.
     pub(crate) measure_links: bool,
+    /// The workers are processes of one machine, of which one measures for all.
+    pub(crate) twins: bool,
 }
 
 /// A plan that was chosen, with what it was chosen from.
@@ -42,7 +46,6 @@ pub(crate) struct JobOptions {
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
     pub(crate) choice: Option<Box<Choice>>,
-    pub(crate) profiles: BTreeMap<NodeId, DeviceProfile>,
     /// Workers there, not all of them used.
     pub(crate) names: BTreeMap<NodeId, String>,
 }
@@ -80,7 +83,9 @@ impl JobOptions {
             // Whoever should be there was waited for before.
             gather: Duration::ZERO,
             measure_links: self.measure_links,
-            profiles: self.profiles.clone(),
+            profiles: self.known.profiles.clone(),
+            links: self.known.links.clone(),
+            twins: self.twins,
             power: driver.power(),
         }
     }
@@ -98,21 +103,29 @@ pub(crate) async fn plan(
     show: &Show,
 ) -> Outcome<Result<Planned, Box<NoPlan>>> {
     driver.serve_chunks(model);
-    driver.know(&options.profiles);
+    driver.know(&options.known);
     let names = driver.names();
-    let mut profiles = BTreeMap::new();
     driver.handle(Event::Start(Box::new(options.job(driver, model))));
     loop {
         match driver.next().await? {
             Update::Machine(Action::Profiled { node, profile }) => {
                 show.remark(&format!("measured {}", driver.name(node)));
-                profiles.insert(node, *profile);
+                if let Some(worker) = driver.connected().get(&node) {
+                    options.kept.put_profile(&model.spec, worker, &profile);
+                }
+            }
+            Update::Machine(Action::LinksMeasured { node, links }) => {
+                show.remark(&format!("measured links of {}", driver.name(node)));
+                options.kept.put_links(driver.connected(), &links);
+            }
+            Update::Machine(Action::Doubt { node, name, reason }) => {
+                show.warn(&format!("hardly believable: {name} ({}): {reason}", node.short()));
             }
             Update::Machine(Action::LeftOut(left)) => {
                 show.warn(&format!("left out: {} ({}): {}", left.name, left.node.short(), left.reason));
             }
             Update::Machine(Action::Planned { plan, choice }) => {
-                return Ok(Ok(Planned { plan: *plan, choice, profiles, names }));
+                return Ok(Ok(Planned { plan: *plan, choice, names }));
             }
             Update::Machine(Action::NoPlan(no_plan)) => return Ok(Err(no_plan)),
             Update::Machine(action) => check(action)?,

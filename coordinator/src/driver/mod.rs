@@ -7,6 +7,7 @@
 mod actor;
 mod book;
 mod chunks;
+mod figures;
 mod job;
 mod peers;
 pub(crate) mod profiles;
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_cluster::coordinator::{Action, Event};
-use shoal_cluster::cost::{Cluster, Device, Link, Links};
-use shoal_core::profile::{DeviceProfile, NodeInfo, Power};
+use shoal_cluster::cost::{Cluster, Device, Link};
+use shoal_core::profile::{NodeInfo, Power};
 use shoal_core::units::Bytes;
 use shoal_core::{NodeId, SeqId};
 use shoal_net::lock::{DataDirLock, LockError};
@@ -33,6 +34,7 @@ use crate::model::Model;
 use crate::session::{EmulationView, Snapshot};
 
 pub(crate) use book::{Book, Known};
+pub(crate) use figures::Figures;
 pub(crate) use job::{JobOptions, Planned, Serving, load, plan};
 
 /// Port of the coordinator where nobody says another and this one is free: so that `--coordinator` on a board can be
@@ -109,10 +111,8 @@ pub(crate) struct Driver {
     workers: BTreeMap<NodeId, WorkerView>,
     /// Names of workers seen so far, the gone ones too.
     names: BTreeMap<NodeId, String>,
-    /// What workers are known to do.
-    profiles: BTreeMap<NodeId, DeviceProfile>,
-    /// Links that were measured, and the figure for the others.
-    links: Links,
+    /// What workers and links are known to do.
+    figures: Figures,
     chunks: Arc<chunks::Chunks>,
     authority: Arc<Authority>,
     tokens: TokenStore,
@@ -142,7 +142,7 @@ impl Driver {
         let address = address
             .ok_or_else(|| Failure::machine("listen", anyhow::anyhow!("the socket has no address")))?;
         let chunks = Arc::new(chunks::Chunks::default());
-        let links = Links::new(options.default_link);
+        let figures = Figures::new(options.default_link);
         let (commands, command_queue) = unbounded_channel();
         let (tell, told) = unbounded_channel();
         let actor = actor::Actor::new(options, lock, term, authority.clone(), endpoint, chunks.clone(), tell);
@@ -153,8 +153,7 @@ impl Driver {
             later: VecDeque::new(),
             workers: BTreeMap::new(),
             names: BTreeMap::new(),
-            profiles: BTreeMap::new(),
-            links,
+            figures,
             chunks,
             authority,
             tokens,
@@ -194,14 +193,7 @@ impl Driver {
                     Update::Gone { node, .. } => {
                         self.workers.remove(node);
                     }
-                    Update::Machine(Action::Profiled { node, profile }) => {
-                        self.profiles.insert(*node, (**profile).clone());
-                    }
-                    Update::Machine(Action::LinksMeasured { links, .. }) => {
-                        for link in links {
-                            self.links.insert(link);
-                        }
-                    }
+                    Update::Machine(action) => self.figures.hear(action),
                     _ => {}
                 }
                 Ok(update)
@@ -225,9 +217,14 @@ impl Driver {
         EmulationView::of(nodes.iter().filter_map(|node| Some(&self.workers.get(node)?.info)))
     }
 
-    /// Takes these profiles as known.
-    fn know(&mut self, profiles: &BTreeMap<NodeId, DeviceProfile>) {
-        self.profiles.extend(profiles.iter().map(|(node, profile)| (*node, profile.clone())));
+    /// Takes over what is known from before.
+    fn know(&mut self, known: &profiles::Known) {
+        self.figures.know(known);
+    }
+
+    /// What is known of the workers and their links.
+    pub(crate) fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// What connected workers draw: by the profile each plays, or by the board it is.
@@ -250,12 +247,12 @@ impl Driver {
             Some(Device {
                 node,
                 name: view.info.name.clone(),
-                profile: self.profiles.get(&node)?.clone(),
+                profile: self.figures.profiles.get(&node)?.clone(),
                 usable: view.info.usable,
                 power: power.get(&node).copied(),
             })
         };
-        Cluster { devices: self.workers.iter().filter_map(device).collect(), links: self.links.clone() }
+        Cluster { devices: self.workers.iter().filter_map(device).collect(), links: self.figures.links() }
     }
 
     /// A worker's name for people, even if it is gone.

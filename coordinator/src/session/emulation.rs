@@ -200,6 +200,8 @@ mod tests {
             kernel_set: String::new(),
             threads: 1,
             memory: Bytes(1),
+            available: Bytes::mib(64),
+            reserve: Bytes(0),
             usable: Bytes(1),
             resident: Bytes(1),
             data_port: 1,

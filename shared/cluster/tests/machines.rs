@@ -34,6 +34,8 @@ fn info(node: NodeId) -> NodeInfo {
         kernel_set: text(),
         threads: 1,
         memory: Bytes::mib(64),
+        available: Bytes::mib(64),
+        reserve: Bytes(0),
         usable: Bytes::mib(64),
         resident: Bytes::mib(1),
         data_port: 1,

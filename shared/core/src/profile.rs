@@ -280,7 +280,11 @@ pub struct NodeInfo {
     pub threads: u32,
     /// Memory of the machine (or of the process's control group, if less).
     pub memory: Bytes,
-    /// What weights, KV and buffers may take.
+    /// Free of it when the worker started, file caches that can be dropped included.
+    pub available: Bytes,
+    /// What the worker leaves to everything else.
+    pub reserve: Bytes,
+    /// What weights, KV and buffers may take: what is available less the reserve, unless a person said a number.
     pub usable: Bytes,
     /// Resident set of the process at the greeting, when it holds nothing of any model; zero where the
     /// system does not tell.

@@ -116,6 +116,9 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         kernel_set: kernels::kernel_set_id().to_owned(),
         threads: settings.threads,
         memory: played.map_or(memory.total, |device| device.board().memory),
+        available: played.map_or(memory.available, |device| device.board().memory),
+        // A budget that a person names is kept as it is.
+        reserve: if said.is_some() || played.is_some() { Bytes(0) } else { memory.reserve() },
         usable,
         resident: crate::machine::process_resident(),
         data_port: plane.local_address().port(),

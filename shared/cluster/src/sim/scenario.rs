@@ -182,6 +182,8 @@ pub(super) fn info(index: usize) -> NodeInfo {
         kernel_set: "virtual".to_owned(),
         threads: 1,
         memory: Bytes::mib(64),
+        available: Bytes::mib(64),
+        reserve: Bytes(0),
         usable: Bytes::mib(32),
         resident: Bytes::mib(1),
         data_port: 1,
