@@ -4,8 +4,10 @@ mod common;
 
 use common::Place;
 
-const COMMANDS: [&str; 11] =
-    ["", "demo", "run", "chat", "devices", "plan", "token", "tokenize", "template", "synth", "worker"];
+const COMMANDS: [&str; 12] = [
+    "", "demo", "run", "chat", "devices", "plan", "simulate", "token", "tokenize", "template", "synth",
+    "worker",
+];
 
 #[test]
 fn help_reads_as_it_was_agreed() {
