@@ -1,0 +1,443 @@
+//! How far a stage of each group may reach under one mode of the output head, and what a bound on its time
+//! adds where memory is short.
+
+use super::groups::{Groups, Set, members};
+use super::rules::{Ends, Rules};
+use crate::planner::problem::{Head, HeadMode, Problem, Step};
+
+/// The output head as one group's last stage finds it.
+#[derive(Debug, Clone)]
+pub(super) struct Last {
+    /// Seconds from the group's hidden rows to the answers, orders included.
+    pub(super) time: f64,
+    /// The most seconds of the head on one of its members.
+    pub(super) busy: f64,
+    /// Bytes of the head on each member, rising; those that are held by every plan of the mode are not here.
+    pub(super) bytes: Vec<u64>,
+}
+
+/// What holds for all plans of one mode.
+#[derive(Debug)]
+pub(super) struct Mode {
+    pub(super) mode: HeadMode,
+    /// Bytes of each device less what it holds of the head under every plan, its tiles if they are fixed.
+    pub(super) usable: Vec<u64>,
+    /// Tiles of each device, where they are fixed.
+    pub(super) tiles: Vec<u32>,
+    /// `[device]`: seconds of the head under every plan.
+    pub(super) busy: Vec<f64>,
+    /// `[set]`
+    pub(super) last: Vec<Option<Last>>,
+    /// Runs of devices that are alike in all that counts, as sets of two or more.
+    runs: Vec<Set>,
+}
+
+impl Mode {
+    /// `None` where the memory cannot hold the head this way.
+    pub(super) fn new(
+        problem: &Problem<'_>,
+        rules: &Rules,
+        step: &Step,
+        mode: HeadMode,
+        sets: &[Set],
+    ) -> Option<Self> {
+        let n = problem.devices.len();
+        let mut out = Self {
+            mode,
+            usable: problem.devices.iter().map(|device| device.usable.0).collect(),
+            tiles: vec![0; n],
+            busy: vec![0.0; n],
+            last: vec![None; 1 << n],
+            runs: Vec::new(),
+        };
+        let fixed: Option<Head> = match mode {
+            HeadMode::LastGroup => None,
+            HeadMode::AllBySpeed | HeadMode::AllByMemory => {
+                let head = problem.head(mode, &[], step)?;
+                for &(device, tiles) in &head.tiles {
+                    out.tiles[device] = tiles;
+                }
+                for (device, bytes) in problem.head_bytes(&head) {
+                    out.usable[device] -= bytes;
+                }
+                for (device, busy) in problem.head_busy(&head, step) {
+                    out.busy[device] = busy;
+                }
+                Some(head)
+            }
+        };
+        for &set in sets {
+            let of = members(set);
+            let own = if fixed.is_none() { problem.head(mode, &of, step) } else { None };
+            let Some(head) = fixed.as_ref().or(own.as_ref()) else { continue };
+            let mut bytes = vec![0; of.len()];
+            if fixed.is_none() {
+                for (device, amount) in problem.head_bytes(head) {
+                    if let Ok(at) = of.binary_search(&device) {
+                        bytes[at] = amount;
+                    }
+                }
+            }
+            let busy =
+                problem.head_busy(head, step).into_iter().filter(|&(device, _)| set >> device & 1 == 1);
+            out.last[usize::from(set)] = Some(Last {
+                time: problem.head_time(head, &of, step),
+                busy: busy.map(|of| of.1).fold(0.0, f64::max),
+                bytes,
+            });
+        }
+        out.runs = runs(problem, rules, &out);
+        Some(out)
+    }
+
+    /// Whether of each run of like devices the first ones are used: of equal sets, the one to look at.
+    pub(super) fn canonical(&self, used: Set) -> bool {
+        self.runs.iter().all(|&run| {
+            let part = (used & run) >> run.trailing_zeros();
+            part & part.wrapping_add(1) == 0
+        })
+    }
+
+    /// The most seconds of the head on a member of this group, whichever stage it is.
+    pub(super) fn busy(&self, set: Set) -> f64 {
+        members(set).into_iter().map(|device| self.busy[device]).fold(0.0, f64::max)
+    }
+
+    /// Bytes that each member may use for its layers and buffers; `None` where one has less than nothing.
+    pub(super) fn rooms(&self, problem: &Problem<'_>, set: Set, first: bool, last: bool) -> Option<Vec<u64>> {
+        let embedding = if first { problem.weights.embedding } else { 0 };
+        let head = if last { Some(&self.last[usize::from(set)].as_ref()?.bytes) } else { None };
+        let room = |(at, device): (usize, usize)| {
+            self.usable[device].checked_sub(embedding + head.map_or(0, |bytes| bytes[at]))
+        };
+        members(set).into_iter().enumerate().map(room).collect()
+    }
+}
+
+/// Neighbours by node id that differ in nothing a price or a rule looks at.
+fn runs(problem: &Problem<'_>, rules: &Rules, mode: &Mode) -> Vec<Set> {
+    let devices = &problem.devices;
+    let links = &problem.cluster.links;
+    let link = |a: usize, b: usize| links.get(devices[a].node, devices[b].node);
+    let alike = |a: usize, b: usize| {
+        let (left, right) = (&devices[a].profile, &devices[b].profile);
+        let others = (0..devices.len()).filter(|&other| other != a && other != b);
+        rules.free(a)
+            && rules.free(b)
+            && mode.tiles[a] == mode.tiles[b]
+            && mode.busy[a] == mode.busy[b]
+            && mode.usable[a] == mode.usable[b]
+            && (&left.rates, &left.attention, left.phase_overhead)
+                == (&right.rates, &right.attention, right.phase_overhead)
+            && link(a, b) == link(b, a)
+            && others
+                .into_iter()
+                .all(|other| link(a, other) == link(b, other) && link(other, a) == link(other, b))
+    };
+    let mut out: Vec<Set> = Vec::new();
+    let mut first = 0;
+    for device in 1..=devices.len() {
+        if device == devices.len() || !alike(device - 1, device) {
+            if device - first > 1 {
+                out.push((((1_u32 << device) - 1) & !((1_u32 << first) - 1)) as Set);
+            }
+            first = device;
+        }
+    }
+    out
+}
+
+/// Bytes per second of a device's phases, at most.
+#[derive(Debug)]
+pub(super) struct Pace {
+    attention: Vec<f64>,
+    feed_forward: Vec<f64>,
+    /// `[layers]`: bytes of the first so many layers, over all ranks, at least.
+    weight: Vec<u64>,
+}
+
+impl Pace {
+    pub(super) fn new(problem: &Problem<'_>, step: &Step) -> Self {
+        let weights = &problem.weights;
+        let n = problem.devices.len();
+        let (mut attention, mut feed_forward) = (vec![0.0_f64; n], vec![0.0_f64; n]);
+        for (at, class) in weights.classes.iter().enumerate() {
+            for device in 0..n {
+                for (range, &time) in step.attention[class.attention][device].iter().enumerate() {
+                    if time > 0.0 {
+                        let pace = weights.attention_of(at, range) as f64 / time;
+                        attention[device] = attention[device].max(pace);
+                    }
+                }
+                for last in [false, true] {
+                    let times = &step.feed_forward[class.feed_forward][device][usize::from(last)];
+                    for (blocks, &time) in times.iter().enumerate().skip(1) {
+                        let pace = weights.feed_forward_of(at, blocks, last) as f64 / time;
+                        feed_forward[device] = feed_forward[device].max(pace);
+                    }
+                }
+            }
+        }
+        let full = weights.at(0, weights.heads);
+        let mut weight = vec![0];
+        for &class in &weights.class_of {
+            let bytes =
+                weights.attention_of(class, full) + weights.feed_forward_of(class, weights.blocks, true);
+            weight.push(weight[weight.len() - 1] + bytes);
+        }
+        Self { attention, feed_forward, weight }
+    }
+
+    /// Bytes of these layers over all ranks, at least.
+    fn bytes(&self, first: usize, end: usize) -> u64 {
+        self.weight[end] - self.weight[first]
+    }
+
+    /// What time beyond `attention` and `feed_forward` the group takes at least, since no member does in a time
+    /// more than its pace allows, nor in all more than it has room for. Infinite where the bytes do not fit.
+    fn beyond(&self, of: &[usize], rooms: &[f64], parts: (f64, f64), bytes: f64) -> f64 {
+        let start = |at: usize| self.attention[of[at]] * parts.0 + self.feed_forward[of[at]] * parts.1;
+        let mut done: f64 = (0..of.len()).map(|at| start(at).min(rooms[at])).sum();
+        // A little less than all, for rounding.
+        let bytes = bytes * (1.0 - 1e-9);
+        if done >= bytes {
+            return 0.0;
+        }
+        // When each member's room is full, and how fast it fills until then.
+        let mut fills: Vec<(f64, f64)> = (0..of.len())
+            .filter(|&at| start(at) < rooms[at])
+            .map(|at| {
+                let pace = self.attention[of[at]].max(self.feed_forward[of[at]]);
+                ((rooms[at] - start(at)) / pace, pace)
+            })
+            .collect();
+        fills.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut pace: f64 = fills.iter().map(|fill| fill.1).sum();
+        let mut time = 0.0;
+        for (full, own) in fills {
+            let more = pace * (full - time);
+            if done + more >= bytes {
+                return time + (bytes - done) / pace;
+            }
+            done += more;
+            time = full;
+            pace -= own;
+        }
+        f64::INFINITY
+    }
+}
+
+/// What a group that begins the plan may hold, and how it is counted.
+#[derive(Debug)]
+pub(super) enum Room {
+    /// All bytes of one device that runs `[end]` layers from the first, and what it has for them.
+    Alone(Vec<u64>, u64),
+    /// Bytes of layers over all members.
+    Shared(u64),
+}
+
+impl Pace {
+    /// What the group has for layers from the first on; `None` where a member has less than nothing.
+    pub(super) fn room(
+        &self,
+        problem: &Problem<'_>,
+        mode: &Mode,
+        set: Set,
+        buffer_rows: u32,
+    ) -> Option<Room> {
+        let rooms = mode.rooms(problem, set, true, false)?;
+        if rooms.len() == 1 {
+            let bytes = |end| alone_bytes(problem, &problem.weights.counts(0, end), buffer_rows);
+            return Some(Room::Alone((0..self.weight.len()).map(bytes).collect(), rooms[0]));
+        }
+        let buffers = problem.rank_buffers((0, 0), 0, false, rooms.len(), buffer_rows);
+        let rooms = rooms.into_iter().map(|room| room.checked_sub(buffers));
+        Some(Room::Shared(rooms.sum::<Option<u64>>()?))
+    }
+
+    /// The last end up to `most` that may fit; 0 where there is none.
+    pub(super) fn most(&self, room: &Room, most: usize) -> usize {
+        let fits = |end: &usize| match room {
+            Room::Alone(bytes, room) => bytes[*end] <= *room,
+            Room::Shared(room) => self.bytes(0, *end) <= *room,
+        };
+        (1..=most).rev().find(fits).unwrap_or(0)
+    }
+
+    /// All layers on one group, at least.
+    pub(super) fn whole(
+        &self,
+        problem: &Problem<'_>,
+        groups: &Groups,
+        mode: &Mode,
+        set: Set,
+        buffer_rows: u32,
+    ) -> f64 {
+        let Some(rooms) = mode.rooms(problem, set, true, true) else { return f64::INFINITY };
+        let layers = groups.layers;
+        let time = groups.least(set, 0, layers);
+        if rooms.len() == 1 {
+            let bytes = alone_bytes(problem, &problem.weights.counts(0, layers), buffer_rows);
+            return if bytes <= rooms[0] { time } else { f64::INFINITY };
+        }
+        let buffers = problem.rank_buffers((0, 0), 0, false, rooms.len(), buffer_rows);
+        let rooms: Option<Vec<f64>> =
+            rooms.into_iter().map(|room| Some(room.checked_sub(buffers)? as f64)).collect();
+        rooms.map_or(f64::INFINITY, |rooms| {
+            let bytes = self.bytes(0, layers) as f64;
+            time + self.beyond(&members(set), &rooms, groups.parts(set, 0, layers), bytes)
+        })
+    }
+}
+
+/// A bound on rounding when sums taken in different orders are compared.
+pub(super) const ROUNDING: f64 = 1e-12;
+
+/// Where stages of each group may end, and what they cost at least.
+#[derive(Debug)]
+pub(super) struct Reach {
+    layers: usize,
+    /// `[set][first]`: the last end before the model's that may fit; `first` where there is none.
+    pub(super) most: Vec<u8>,
+    /// `[set]`: longest range on which memory adds nothing.
+    pub(super) loose: Vec<u8>,
+    /// `[set][layers + 1]`: what memory adds for so many layers.
+    pub(super) added: Vec<f64>,
+    /// `[set][first]`: from `first` to the last layer and on to the answer.
+    pub(super) last: Vec<f64>,
+}
+
+impl Reach {
+    /// Stages that are busy for `cap` seconds or more are left out.
+    pub(super) fn new(
+        problem: &Problem<'_>,
+        rules: &Rules,
+        groups: &Groups,
+        pace: &Pace,
+        mode: &Mode,
+        buffer_rows: u32,
+        cap: f64,
+    ) -> Self {
+        let (n, layers) = (problem.devices.len(), groups.layers);
+        let row = layers + 1;
+        let mut out = Self {
+            layers,
+            most: vec![0; row << n],
+            loose: vec![0; 1 << n],
+            added: vec![f64::INFINITY; row << n],
+            last: vec![f64::INFINITY; row << n],
+        };
+        let weights = &problem.weights;
+        // The least bytes of any range of so many layers.
+        let lightest: Vec<u64> = (0..=layers)
+            .map(|len| (0..=layers - len).map(|first| pace.bytes(first, first + len)).min().unwrap_or(0))
+            .collect();
+        for &set in &groups.sets {
+            let of = members(set);
+            let base = usize::from(set) * row;
+            for first in 0..row {
+                out.most[base + first] = first as u8;
+            }
+            let buffers = problem.rank_buffers((0, 0), 0, false, of.len(), buffer_rows);
+            let free = |rooms: Option<Vec<u64>>| -> Option<Vec<f64>> {
+                rooms?.into_iter().map(|room| Some(room.checked_sub(buffers)? as f64)).collect()
+            };
+            let Some(rooms) = free(mode.rooms(problem, set, false, false)) else { continue };
+            let total: f64 = rooms.iter().sum();
+            let busy = mode.busy(set);
+            let alone = of.len() == 1;
+            let own = |first: usize, end: usize| {
+                let ask = alone_bytes(problem, &weights.counts(first, end), buffer_rows);
+                ask.saturating_sub(buffers) as f64
+            };
+            // One device holds all of it.
+            let bytes = |first: usize, end: usize| {
+                if alone { own(first, end) } else { pace.bytes(first, end) as f64 }
+            };
+            // What memory adds, by the number of layers: for the range that has most time and least bytes.
+            out.added[base] = 0.0;
+            let mut tight = false;
+            for len in 1..=layers {
+                if alone || !tight && lightest[len] as f64 > total {
+                    out.added[base + len] = if alone { 0.0 } else { f64::INFINITY };
+                    out.loose[usize::from(set)] = if alone { len as u8 } else { out.loose[usize::from(set)] };
+                    continue;
+                }
+                let mut parts = (0.0_f64, 0.0_f64);
+                for first in 0..=layers - len {
+                    let own = groups.parts(set, first, first + len);
+                    parts = (parts.0.max(own.0), parts.1.max(own.1));
+                    if weights.classes.len() == 1 {
+                        break;
+                    }
+                }
+                let added = pace.beyond(&of, &rooms, parts, lightest[len] as f64);
+                out.added[base + len] = added;
+                tight |= added > 0.0;
+                if !tight {
+                    out.loose[usize::from(set)] = len as u8;
+                }
+            }
+            let within = |time: f64| time < cap * (1.0 + ROUNDING);
+            let last = mode.last[usize::from(set)].as_ref();
+            let last_rooms = free(mode.rooms(problem, set, false, true));
+            for first in 1..layers {
+                let (least, most) = match rules.ends(set, first) {
+                    Ends::None => continue,
+                    Ends::One(end) => (end, end),
+                    Ends::UpTo(end) => (first + 1, end),
+                };
+                if most == layers
+                    && let (Some(last), Some(rooms)) = (last, &last_rooms)
+                {
+                    let bytes = bytes(first, layers);
+                    let added = if alone {
+                        if bytes <= rooms[0] { 0.0 } else { f64::INFINITY }
+                    } else {
+                        pace.beyond(&of, rooms, groups.parts(set, first, layers), bytes)
+                    };
+                    let compute = groups.least(set, first, layers) + added;
+                    if within(compute + busy.max(last.busy)) {
+                        out.last[base + first] = compute + last.time;
+                    }
+                }
+                let most = most.min(layers - 1);
+                let fits =
+                    |end: usize| bytes(first, end) <= total && within(groups.least(set, first, end) + busy);
+                let (mut low, mut high) = (least.max(first + 1) - 1, most + 1);
+                while high > low && high - low > 1 {
+                    let middle = usize::midpoint(low, high);
+                    if fits(middle) { low = middle } else { high = middle }
+                }
+                if low >= least {
+                    out.most[base + first] = low as u8;
+                }
+            }
+        }
+        out
+    }
+
+    /// At least what these layers cost beyond what speed alone says; the last stage's is in `last`.
+    pub(super) fn added(&self, set: Set, len: usize) -> f64 {
+        self.added[usize::from(set) * (self.layers + 1) + len]
+    }
+
+    /// Last end before the model's.
+    pub(super) fn most(&self, set: Set, first: usize) -> usize {
+        self.most[usize::from(set) * (self.layers + 1) + first].into()
+    }
+
+    /// From `first` through the last layer to the answer.
+    pub(super) fn last(&self, set: Set, first: usize) -> f64 {
+        self.last[usize::from(set) * (self.layers + 1) + first]
+    }
+}
+
+/// Bytes of one device that runs all of these layers.
+fn alone_bytes(problem: &Problem<'_>, counts: &[u32], buffer_rows: u32) -> u64 {
+    let weights = &problem.weights;
+    weights.attention_bytes(counts, weights.at(0, weights.heads))
+        + weights.rope
+        + weights.feed_forward_bytes(counts, weights.blocks, true)
+        + problem.rank_buffers((0, weights.heads as u32), weights.blocks, true, 1, buffer_rows)
+}

@@ -1,0 +1,502 @@
+//! The exact planner against every plan there is, on random clusters of up to five devices.
+
+use shoal_cluster::cost::{Cluster, Device, Link, Links, Workload, predict};
+use shoal_cluster::planner::exact::{NoSolution, Query, Solution, WORK, solve};
+use shoal_cluster::planner::problem::{Family, Goal, HeadMode, Problem};
+use shoal_cluster::planner::{Arrangement, Pin, RankShare, StageShares, plan_from_shares};
+use shoal_cluster::sampling::uniform;
+use shoal_core::model::{Arch, LayerRole, ModelSpec, Role, RopeScaling, RopeSpec, TensorSpec};
+use shoal_core::plan::{AllReduce, KvBudget, Plan, Span, Strategy, Sums, Wire};
+use shoal_core::profile::{BatchRate, ContextRate, DeviceProfile, KindRate, Measured};
+use shoal_core::units::{MacsPerSec, Seconds};
+use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, shard};
+
+/// A row of drawn numbers.
+struct Draw {
+    seed: u64,
+    at: u64,
+}
+
+impl Draw {
+    fn unit(&mut self) -> f64 {
+        self.at += 1;
+        uniform(self.seed, 77, self.at)
+    }
+
+    /// From `least` to `most`, both possible.
+    fn count(&mut self, least: u32, most: u32) -> u32 {
+        least + (self.unit() * f64::from(most - least + 1)) as u32
+    }
+
+    fn chance(&mut self, part: f64) -> bool {
+        self.unit() < part
+    }
+
+    /// Between the two, evenly in the logarithm.
+    fn between(&mut self, low: f64, high: f64) -> f64 {
+        low * (high / low).powf(self.unit())
+    }
+
+    fn of<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.count(0, list.len() as u32 - 1) as usize]
+    }
+}
+
+fn node(index: u32) -> NodeId {
+    NodeId([index as u8 + 1; 16])
+}
+
+/// A model whose formats differ by layer, so small that all plans of so many devices can be listed.
+fn model(draw: &mut Draw, devices: u32) -> ModelSpec {
+    let (layers, heads, blocks) = match devices {
+        1 => (6, 6, 5),
+        2 => (6, 6, 5),
+        3 => (3, 4, 3),
+        4 => (3, 2, 2),
+        _ => (2, 2, 2),
+    };
+    let n_layers = draw.count(2, layers);
+    let n_heads = draw.count(2, heads);
+    let groups: Vec<u32> = (1..=n_heads).filter(|kv| n_heads % kv == 0).collect();
+    let n_kv_heads = draw.of(&groups);
+    let blocks = draw.count(2, blocks);
+    // K-quants have blocks of 256 values: their models are wider.
+    let wide = draw.chance(0.15);
+    let (block, short) = if wide { (256, 0) } else { (32, draw.of(&[0, 0, 0, 16])) };
+    let head_dim = if wide { 256 } else { draw.of(&[32, 32, 96]) };
+    let kinds = [QuantType::Q8_0, QuantType::Q4_0, QuantType::F16];
+    let mut spec = ModelSpec {
+        name: "test".to_owned(),
+        arch: if draw.chance(0.3) { Arch::Qwen2 } else { Arch::Llama },
+        n_layers,
+        d_model: if wide { 256 } else { 64 },
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        ffn: blocks * block - short,
+        vocab: draw.count(1, 6) * 256 + draw.of(&[0, 0, 100]),
+        context: 512,
+        norm_eps: 1e-5,
+        rope: RopeSpec { base: 1e4, dims: 16, scaling: RopeScaling::None },
+        tensors: Vec::new(),
+    };
+    let mut roles = spec.required_roles();
+    if draw.chance(0.5) {
+        roles.push(Role::Output);
+    }
+    if draw.chance(0.3) {
+        roles.push(Role::RopeFactors);
+    }
+    roles.sort_unstable();
+    let usual = draw.of(&kinds);
+    let mut offset = 0;
+    for role in roles {
+        let (rows, cols) = spec.shape_of(role);
+        let mixed = draw.chance(0.4);
+        let kind = match role {
+            _ if rows == 1 => QuantType::F32,
+            Role::Layer(_, LayerRole::Down) if short > 0 => QuantType::F16,
+            Role::Layer(0, LayerRole::Down) if wide => QuantType::Q4_K,
+            Role::Layer(_, LayerRole::O | LayerRole::Down | LayerRole::V) if wide && mixed => QuantType::Q6_K,
+            Role::Layer(_, LayerRole::V | LayerRole::Down) if mixed => draw.of(&kinds),
+            _ => usual,
+        };
+        let tensor = TensorSpec { role, kind, rows, cols, offset };
+        offset += tensor.bytes().0;
+        spec.tensors.push(tensor);
+    }
+    spec.check().expect("the test's model is sound");
+    spec
+}
+
+fn profile(draw: &mut Draw) -> DeviceProfile {
+    let speed = draw.between(0.05, 2.0);
+    let kinds = [QuantType::F16, QuantType::Q8_0, QuantType::Q4_0, QuantType::Q4_K, QuantType::Q6_K];
+    let mut rates = Vec::new();
+    for kind in kinds {
+        let stream = BytesPerSec(speed * draw.between(0.5, 2.0) * 1e9);
+        let mut batched = Vec::new();
+        let macs = speed * draw.between(0.5, 2.0) * 2e9;
+        for rows in [1_u32, 4, 16] {
+            let rate = MacsPerSec(macs * f64::from(rows).powf(draw.unit()));
+            batched.push(BatchRate { rows, rate: Measured::exact(rate) });
+        }
+        rates.push(KindRate { kind, stream: Measured::exact(stream), batched });
+    }
+    DeviceProfile {
+        rates,
+        attention: ContextRate::flat(BytesPerSec(speed * draw.between(0.2, 2.0) * 1e9)),
+        phase_overhead: Measured::exact(Seconds(draw.between(1e-7, 2e-5))),
+        threads: 4,
+        kernel_set: "test".to_owned(),
+    }
+}
+
+/// One planning: model, cluster, workload and restrictions.
+struct Case {
+    spec: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    family: Family,
+    use_all: bool,
+    pins: Vec<Pin>,
+}
+
+fn case(seed: u64, devices: u32) -> Case {
+    let mut draw = Draw { seed, at: 0 };
+    let draw = &mut draw;
+    let spec = model(draw, devices);
+    let workload = Workload {
+        context: draw.of(&[32, 128, 512]),
+        streams: draw.of(&[1, 2, 3, 5, 8]),
+        prompt_len: draw.count(1, 200),
+        decode_len: 64,
+        objective: None,
+    };
+    let link = |draw: &mut Draw| {
+        let mut link = Link::new(draw.between(1e-7, 3e-4), draw.between(1e6, 1e9));
+        link.shared = draw.chance(0.2);
+        link
+    };
+    let mut links = Links::new(link(draw));
+    // Equal boards on equal links are common, and have many equal plans.
+    let equal = draw.chance(0.25);
+    for from in 0..devices {
+        for to in 0..devices {
+            if from != to && !equal && draw.chance(0.5) {
+                let link = link(draw);
+                links.set(node(from), node(to), link);
+            }
+        }
+    }
+    let tight = draw.chance(0.34);
+    let need = needs(&spec, &workload);
+    let first = profile(draw);
+    let slack = draw.between(0.6, 4.0);
+    let devices: Vec<Device> = (0..devices)
+        .map(|index| {
+            let profile = if equal && draw.chance(0.8) { first.clone() } else { profile(draw) };
+            let part = if equal { 0.5 } else { draw.unit() };
+            let usable = if tight {
+                Bytes(need.0 + (part * slack * need.1 as f64 / f64::from(devices)) as u64)
+            } else {
+                Bytes::mib(256)
+            };
+            Device { node: node(index), name: format!("board-{index}"), profile, usable, power: None }
+        })
+        .collect();
+    let families = [Family::Any, Family::Any, Family::Single, Family::Layers, Family::Heads, Family::Mixed];
+    let family = draw.of(&families);
+    let use_all = draw.chance(0.2);
+    let mut pins = Vec::new();
+    for device in &devices {
+        if draw.chance(0.06) {
+            let first = draw.count(0, spec.n_layers - 1);
+            let span = Span::new(first, draw.count(first + 1, spec.n_layers));
+            pins.push(Pin::Layers { node: device.node, span });
+        }
+        if draw.chance(0.06) {
+            let first = draw.count(0, spec.n_heads);
+            let span = Span::new(first, draw.count(first, spec.n_heads));
+            pins.push(Pin::QHeads { node: device.node, span });
+        }
+    }
+    Case { cluster: Cluster { devices, links }, spec, workload, family, use_all, pins }
+}
+
+/// Bytes that any board with work holds beside the model, and bytes of the model with its cache.
+fn needs(spec: &ModelSpec, workload: &Workload) -> (u64, u64) {
+    let arrangement = Arrangement {
+        strategy: Strategy::Single,
+        stages: vec![StageShares {
+            layers: spec.n_layers,
+            ranks: vec![RankShare {
+                node: node(0),
+                q_heads: spec.n_heads,
+                ffn_blocks: spec.ffn.div_ceil(spec.ffn_block()),
+            }],
+            sums: Sums::default(),
+        }],
+        head: vec![(node(0), spec.vocab_tiles())],
+        chunk_tokens: 8,
+        wire: Wire::default(),
+        kv: KvBudget { context: workload.context, sequences: workload.streams },
+        epoch: Epoch::default(),
+    };
+    let plan = plan_from_shares(spec, &arrangement).expect("the test's plan is sound");
+    let held = shard::footprint(&plan, spec, node(0));
+    (held.buffers.0, (held.weights + held.kv).0)
+}
+
+/// Every way to write `total` as a sum of `parts` counts.
+fn sums(total: u32, parts: usize) -> Vec<Vec<u32>> {
+    if parts == 0 {
+        return if total == 0 { vec![Vec::new()] } else { Vec::new() };
+    }
+    let mut out = Vec::new();
+    for first in 0..=total {
+        for rest in sums(total - first, parts - 1) {
+            out.push([vec![first], rest].concat());
+        }
+    }
+    out
+}
+
+/// Every stage sequence: disjoint groups of devices with their numbers of layers.
+fn structures(devices: usize, layers: u32) -> Vec<Vec<(Vec<usize>, u32)>> {
+    fn extend(
+        free: u32,
+        layers: u32,
+        so_far: &mut Vec<(Vec<usize>, u32)>,
+        out: &mut Vec<Vec<(Vec<usize>, u32)>>,
+    ) {
+        if layers == 0 {
+            out.push(so_far.clone());
+            return;
+        }
+        for group in 1..=free {
+            if group & free != group {
+                continue;
+            }
+            let members: Vec<usize> = (0..8).filter(|device| group >> device & 1 == 1).collect();
+            for count in 1..=layers {
+                so_far.push((members.clone(), count));
+                extend(free & !group, layers - count, so_far, out);
+                so_far.pop();
+            }
+        }
+    }
+    let mut out = Vec::new();
+    extend((1 << devices) - 1, layers, &mut Vec::new(), &mut out);
+    out
+}
+
+impl Case {
+    fn problem(&self) -> Problem<'_> {
+        Problem::new(&self.spec, &self.cluster, &self.workload, Wire::default(), Epoch::default())
+    }
+
+    fn query(&self, goal: Goal) -> Query<'_> {
+        Query {
+            goal,
+            family: self.family,
+            use_all: self.use_all,
+            pins: &self.pins,
+            strategy: Strategy::Hybrid,
+            work: WORK,
+        }
+    }
+
+    fn in_family(&self, structure: &[(Vec<usize>, u32)]) -> bool {
+        let sizes: Vec<usize> = structure.iter().map(|stage| stage.0.len()).collect();
+        let used: usize = sizes.iter().sum();
+        let family = match self.family {
+            Family::Single => sizes == [1],
+            Family::Layers => sizes.iter().all(|&size| size == 1),
+            Family::Heads => sizes.len() == 1,
+            Family::Mixed => sizes.len() > 1 && sizes.iter().any(|&size| size > 1),
+            Family::Any => true,
+        };
+        family && (!self.use_all || used == self.cluster.devices.len())
+    }
+
+    fn pinned(&self, plan: &Plan) -> bool {
+        self.pins.iter().all(|pin| match *pin {
+            Pin::Layers { node, span } => {
+                plan.place(node).is_some_and(|place| plan.stages[place.stage].layers == span)
+            }
+            Pin::QHeads { node, span } => plan.share(node).is_some_and(|share| share.q_heads == span),
+        })
+    }
+
+    /// Seconds of what is made least.
+    fn cost(&self, plan: &Plan, goal: Goal) -> f64 {
+        let prediction =
+            predict(plan, &self.spec, &self.cluster, &self.workload).expect("all nodes are known");
+        match goal {
+            Goal::Latency => prediction.decode_ms / 1e3,
+            Goal::Throughput => f64::from(self.workload.streams) / prediction.throughput(),
+        }
+    }
+
+    fn fits(&self, plan: &Plan) -> bool {
+        self.cluster
+            .devices
+            .iter()
+            .all(|device| shard::footprint(plan, &self.spec, device.node).total() <= device.usable)
+    }
+
+    /// The least cost of all plans with these chunks, by trying them all.
+    fn brute(&self, goal: Goal, chunk: u32) -> Option<f64> {
+        let problem = self.problem();
+        let spec = &self.spec;
+        let blocks = spec.ffn.div_ceil(spec.ffn_block());
+        let modes = if self.family == Family::Single { &HeadMode::ALL[..1] } else { &HeadMode::ALL[..] };
+        let mut best: Option<f64> = None;
+        for structure in structures(self.cluster.devices.len(), spec.n_layers) {
+            if !self.in_family(&structure) {
+                continue;
+            }
+            let (rows, _) = problem.step_rows(goal, structure.len());
+            let last: Vec<NodeId> =
+                structure[structure.len() - 1].0.iter().map(|&at| node(at as u32)).collect();
+            let heads: Vec<_> =
+                modes.iter().filter_map(|&mode| problem.head_tiles(mode, &last, rows)).collect();
+            // Every share of each stage in which each rank has something.
+            let shares: Vec<Vec<Vec<(u32, u32)>>> = structure
+                .iter()
+                .map(|(group, _)| {
+                    let mut all = Vec::new();
+                    for q_heads in sums(spec.n_heads, group.len()) {
+                        for ffn in sums(blocks, group.len()) {
+                            let share: Vec<_> = q_heads.iter().copied().zip(ffn).collect();
+                            if share.iter().all(|&(q, f)| q + f > 0) {
+                                all.push(share);
+                            }
+                        }
+                    }
+                    all
+                })
+                .collect();
+            // Which all-reduce is cheapest depends on the group alone: the best choice of all stages is the best
+            // of each, so only the group's number is walked here.
+            let mut choice = vec![0; shares.len()];
+            'shares: loop {
+                if shares.iter().any(Vec::is_empty) {
+                    break;
+                }
+                for head in &heads {
+                    let arrangement = Arrangement {
+                        strategy: Strategy::Hybrid,
+                        stages: structure
+                            .iter()
+                            .zip(&shares)
+                            .zip(&choice)
+                            .map(|(((group, layers), shares), &at)| StageShares {
+                                layers: *layers,
+                                ranks: group
+                                    .iter()
+                                    .zip(&shares[at])
+                                    .map(|(&at, &(q_heads, ffn_blocks))| RankShare {
+                                        node: node(at as u32),
+                                        q_heads,
+                                        ffn_blocks,
+                                    })
+                                    .collect(),
+                                sums: Sums::default(),
+                            })
+                            .collect(),
+                        head: head.clone(),
+                        chunk_tokens: chunk,
+                        wire: Wire::default(),
+                        kv: KvBudget { context: self.workload.context, sequences: self.workload.streams },
+                        epoch: Epoch::default(),
+                    };
+                    let plan = plan_from_shares(spec, &arrangement).expect("the counts add up");
+                    if !self.pinned(&plan) || !self.fits(&plan) {
+                        continue;
+                    }
+                    let cost = self.best_sums(&arrangement, goal);
+                    if best.is_none_or(|best| cost < best) {
+                        best = Some(cost);
+                    }
+                }
+                for at in 0..choice.len() {
+                    choice[at] += 1;
+                    if choice[at] < shares[at].len() {
+                        continue 'shares;
+                    }
+                    choice[at] = 0;
+                }
+                break;
+            }
+        }
+        best
+    }
+
+    /// The plan's cost with the best all-reduce of each stage. A stage's all-reduce changes that stage's time
+    /// alone, and no cost falls when it grows, so each is chosen with the others as they are.
+    fn best_sums(&self, arrangement: &Arrangement, goal: Goal) -> f64 {
+        let cost = |arrangement: &Arrangement| {
+            let plan = plan_from_shares(&self.spec, arrangement).expect("the counts add up");
+            self.cost(&plan, goal)
+        };
+        let mut arrangement = arrangement.clone();
+        let mut best = cost(&arrangement);
+        for stage in 0..arrangement.stages.len() {
+            if arrangement.stages[stage].ranks.len() == 1 {
+                continue;
+            }
+            let mut chosen = arrangement.stages[stage].sums;
+            for how in [AllReduce::ReduceScatter, AllReduce::Star] {
+                arrangement.stages[stage].sums = Sums::all(how);
+                let with = cost(&arrangement);
+                if with < best {
+                    (best, chosen) = (with, Sums::all(how));
+                }
+            }
+            arrangement.stages[stage].sums = chosen;
+        }
+        best
+    }
+
+    /// The answer must be the best of all plans, or that there is none.
+    fn check(&self, seed: u64) -> bool {
+        let problem = self.problem();
+        let mut feasible = false;
+        for goal in [Goal::Latency, Goal::Throughput] {
+            let say = || format!("seed {seed}, {goal:?}, {:?}, all {}", self.family, self.use_all);
+            let want = [64, 16, 8].into_iter().find_map(|chunk| self.brute(goal, chunk));
+            match (solve(&problem, &self.query(goal)), want) {
+                (Ok(got), Some(want)) => {
+                    self.sound(&got, goal);
+                    assert!(got.optimal, "{}: not optimal", say());
+                    let off = (got.cost - want) / want;
+                    assert!(off.abs() < 1e-9, "{}: {} instead of {want}, {off:e}", say(), got.cost);
+                    feasible = true;
+                }
+                (Err(NoSolution::Infeasible), None) => {}
+                (got, want) => panic!("{}: {got:?} instead of {want:?}", say()),
+            }
+        }
+        feasible
+    }
+
+    /// The plan keeps to memory, pins and family, and costs what is said.
+    fn sound(&self, got: &Solution, goal: Goal) {
+        assert!(self.fits(&got.plan) && self.pinned(&got.plan));
+        let cost = self.cost(&got.plan, goal);
+        assert!((got.cost / cost - 1.0).abs() < 1e-9, "{} is predicted to cost {cost}", got.cost);
+        assert!(got.bound <= got.cost && (0.0..=1.0).contains(&got.gap()));
+        let device = |node| self.cluster.devices.iter().position(|device| device.node == node).unwrap();
+        let stages = got.plan.stages.iter();
+        let structure: Vec<(Vec<usize>, u32)> = stages
+            .map(|stage| (stage.ranks.iter().map(|rank| device(rank.node)).collect(), stage.layers.len()))
+            .collect();
+        assert!(self.in_family(&structure));
+    }
+}
+
+/// Devices of the case of a seed: few of five, since these have most plans.
+fn devices(seed: u64) -> u32 {
+    [1, 2, 2, 3, 3, 3, 4, 4, 2, 5][(seed % 10) as usize]
+}
+
+fn check_all(seeds: std::ops::Range<u64>) {
+    let count = seeds.end - seeds.start;
+    let feasible = seeds.filter(|&seed| case(seed, devices(seed)).check(seed)).count() as u64;
+    // Neither all nor none have a plan.
+    assert!(feasible * 10 > count * 4 && feasible * 100 < count * 97, "{feasible} of {count}");
+}
+
+#[test]
+fn the_exact_plan_is_the_best_of_all_plans() {
+    check_all(0..200);
+}
+
+/// The same on 2,000 clusters: `cargo test -p shoal-cluster --test exact -- --ignored`.
+#[test]
+#[ignore = "minutes"]
+fn the_exact_plan_is_the_best_of_all_plans_on_many_clusters() {
+    check_all(1000..3000);
+}
