@@ -1,35 +1,71 @@
-//! `shoal plan`: the five strategies priced side by side.
+//! `shoal plan`: the five strategies priced side by side, the one to take with its reasons, and what more boards would
+//! change. On the live cluster, or on paper (`--cluster`), where no board is needed.
 
-use std::collections::BTreeMap;
+mod ground;
+mod report;
+mod what_if;
+
+use std::path::PathBuf;
 
 use clap::Args;
-use serde::Serialize;
-use shoal_cluster::cost::{Aggregate, Objective, Traffic};
-use shoal_cluster::planner::{Choice, LeftOut, Limit, NoPlan, Outcome as Priced};
-use shoal_core::NodeId;
-use shoal_core::plan::{PlanView, Strategy};
+use shoal_cluster::cost::Workload;
+use shoal_cluster::planner::{Choice, NoPlan, Options, choose};
+use shoal_core::{Epoch, ModelSpec};
+use shoal_profiles::{Board, Net};
 
-use super::attach::{Attached, attach, job, keep_profiles, open};
-use super::options::{ClusterArgs, ModelArg, PlanOptions};
+use super::attach::{Attached, attach, context_of, job, open};
+use super::options::{ClusterArgs, PlanOptions};
 use crate::cli::HomeArgs;
 use crate::config::Config;
-use crate::driver::{Driver, Planned, plan};
+use crate::driver;
 use crate::exit::{Failure, Outcome};
-use crate::show::{Show, choice_tables};
+use crate::paper::{self, Paper};
+use crate::show::{Show, plan_drawing, plan_sheet};
 use crate::{out, runtime};
+
+pub(crate) use ground::Ground;
+use report::PlanReport;
+pub(crate) use what_if::{Addition, Figures, WhatIf};
 
 const EXAMPLES: &str = "\
 Examples:
   shoal plan model.gguf
   shoal plan model.gguf --local-workers 3 --json
-  shoal plan model.gguf --context 8192 --exclude kitchen-pi";
+  shoal plan model.gguf --context 8192 --exclude kitchen-pi
+  shoal plan model.gguf --cluster three-pi5.toml --streams 8 --what-if pi5-8gb
+  shoal plan --shape llama-3.1-8b --quant Q4_0 --cluster three-pi5.toml --svg plan.svg";
 
 /// Price the five strategies for a model, and say which one is chosen and why.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{EXAMPLES}\n\n{}", crate::exit::HELP))]
+#[command(after_help = after_help())]
 pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArg,
+    /// The model: a GGUF file
+    #[arg(value_name = "MODEL", required_unless_present = "shape")]
+    pub(crate) model: Option<PathBuf>,
+    /// Plan for a model of this shape without its file, as `shoal synth` would write it; with --cluster
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", requires = "paper")]
+    pub(crate) shape: Option<String>,
+    /// Number format of --shape, such as Q4_0 or Q4_K_M
+    #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
+    pub(crate) quant: String,
+    /// Plan on paper for the devices and links in this file, with no board present (profiles/README.md)
+    #[arg(long = "cluster", id = "paper", value_name = "FILE")]
+    pub(crate) paper: Option<PathBuf>,
+    /// Sequences at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) streams: u32,
+    /// Tokens of a typical prompt
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt_len: u32,
+    /// What one more of this board would change: a profile's name or file; may be given several times
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) what_if: Vec<String>,
+    /// The network by which such a board is attached; by default the cluster file's, or gigabit-switch
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) network: Option<String>,
+    /// Draw the plan as SVG to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -41,175 +77,146 @@ pub(crate) struct PlanArgs {
     pub(crate) home: HomeArgs,
 }
 
-/// Tokens of a prompt when none is at hand: what TTFT is predicted for.
-const TYPICAL_PROMPT: usize = 128;
-
-/// What `--json` prints (design 17).
-#[derive(Debug, Serialize)]
-struct PlanReport<'a> {
-    model: &'a str,
-    cluster: Vec<ClusterNode>,
-    objective: Objective,
-    strategies: Vec<StrategyView<'a>>,
-    chosen: Option<Strategy>,
-    reason: String,
-    left_out: &'a [LeftOut],
-    lower_bound_ms: Option<f64>,
-    limits: &'a [Limit],
+fn after_help() -> String {
+    let boards = shoal_profiles::boards().join(", ");
+    let nets = shoal_profiles::nets().join(", ");
+    format!("Boards: {boards}\nNetworks: {nets}\n\n{EXAMPLES}\n\n{}", crate::exit::HELP)
 }
 
-#[derive(Debug, Serialize)]
-struct ClusterNode {
-    node: NodeId,
-    name: String,
-    usable_bytes: u64,
-}
-
-/// One strategy. What is not known of one that does not fit is null.
-#[derive(Debug, Serialize)]
-struct StrategyView<'a> {
-    strategy: Strategy,
-    feasible: bool,
-    reason: Option<String>,
-    decode_ms: Option<f64>,
-    decode_tps: Option<f64>,
-    aggregate: &'a [Aggregate],
-    prefill_tps: Option<f64>,
-    ttft_ms: Option<f64>,
-    bytes_per_token: Option<Traffic>,
-    efficiency: Option<f64>,
-    nodes: Vec<NodeView>,
-    plan: Option<PlanView<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct NodeView {
-    node: NodeId,
-    memory_bytes: u64,
-    usable_bytes: u64,
+/// All that is shown of a planning.
+#[derive(Debug)]
+pub(crate) struct Sheet<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    pub(crate) ground: &'a Ground,
+    pub(crate) workload: &'a Workload,
+    pub(crate) result: Result<Choice, Box<NoPlan>>,
+    pub(crate) what_if: Vec<WhatIf>,
+    /// What would help where nothing fits.
+    pub(crate) addition: Option<Addition>,
 }
 
 pub(crate) fn run(args: &PlanArgs, config: &Config, verbose: u8) -> Outcome {
+    // Names that nobody has are found before anything takes time.
+    let boards = args.what_if.iter().map(|name| shoal_profiles::board(name).map_err(paper::refused));
+    let boards: Vec<Board> = boards.collect::<Outcome<_>>()?;
+    let net =
+        args.network.as_deref().map(|name| shoal_profiles::net(name).map_err(paper::refused)).transpose()?;
+    match &args.paper {
+        Some(path) => on_paper(args, config, path, boards, net),
+        None => live(args, config, verbose, boards, net),
+    }
+}
+
+fn on_paper(
+    args: &PlanArgs,
+    config: &Config,
+    path: &std::path::Path,
+    boards: Vec<Board>,
+    net: Option<Net>,
+) -> Outcome {
+    if args.cluster.is_given() {
+        let text = "--cluster plans on paper: options of a live cluster (--local-workers, --listen and their like) have \
+                    no meaning with it";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    let paper = Paper::read(path)?;
+    let spec = match (&args.shape, &args.model) {
+        (Some(shape), _) => paper::shaped(shape, &args.quant)?,
+        (None, Some(model)) => crate::model::header(model)?,
+        (None, None) => return Err(Failure::Usage("a MODEL or --shape is needed".to_owned())),
+    };
+    let options = Options {
+        strategy: args.plan.strategy.map(Into::into),
+        wire: args.plan.wire(config),
+        exclude: args.plan.excluded(&paper.names)?,
+        pins: args.plan.pins(&paper.names)?,
+        epoch: Epoch::default(),
+        reserve: args.plan.reserve(config),
+        ..Options::default()
+    };
+    let workload = args.workload(&spec)?;
+    let ground = Ground::paper(paper, net);
+    let result = choose(&spec, &ground.cluster, &workload, &options);
+    args.finish(&spec, &ground, &workload, &options, result, boards)
+}
+
+fn live(args: &PlanArgs, config: &Config, verbose: u8, boards: Vec<Board>, net: Option<Net>) -> Outcome {
     let mut show = Show::new(verbose > 0, !args.json);
-    let model = open(&args.model.model, config, &mut show)?;
+    let path = args.model.as_ref().ok_or_else(|| Failure::Usage("a MODEL is needed".to_owned()))?;
+    let model = open(path, config, &mut show)?;
+    let default = if args.cluster.local_workers.is_some() { "loopback" } else { "gigabit-switch" };
+    let net = net.map_or_else(|| shoal_profiles::net(default).map_err(paper::refused), Ok)?;
     runtime::block_on(async {
         let reserve = args.plan.reserve(config);
         let Attached { local, mut driver } =
             attach(&args.cluster, reserve, config, model.folder(), verbose, &show).await?;
-        let options = job(&args.plan, config, &model, &driver, local.as_ref(), TYPICAL_PROMPT)?;
-        let cluster = cluster(&driver);
-        let name = &model.spec.name;
-        let result = plan(&mut driver, &model, &options, &show).await?;
-        let outcome = match &result {
-            Ok(planned @ Planned { choice: Some(choice), names, .. }) => {
-                keep_profiles(config, &model, &driver, planned, local.is_some());
-                if args.json {
-                    out::json(&PlanReport::chosen(name, cluster, choice))
-                } else {
-                    out::line(&choice_tables(choice, &model.spec, names))
-                }
+        let mut options = job(&args.plan, config, &model, &driver, local.as_ref(), args.prompt_len as usize)?;
+        options.streams = args.streams;
+        let result = match driver::plan(&mut driver, &model, &options, &show).await? {
+            Ok(mut planned) => {
+                let lost = || Failure::Lost("the planner chose without a choice".to_owned());
+                Ok(*planned.choice.take().ok_or_else(lost)?)
             }
-            Ok(Planned { choice: None, .. }) => {
-                Err(Failure::Lost("the planner chose without a choice".to_owned()))
-            }
-            Err(no_plan) => {
-                if args.json {
-                    out::json(&PlanReport::none(name, cluster, no_plan))?;
-                }
-                Err(Failure::NoPlan(no_plan.to_string()))
-            }
+            Err(no_plan) => Err(no_plan),
         };
+        let ground = Ground::live(&driver, net);
         driver.close().await;
         drop(local);
-        outcome
+        // The workers keep their reserve already.
+        let options = Options {
+            strategy: options.strategy,
+            wire: options.wire,
+            exclude: options.exclude,
+            pins: options.pins,
+            ..Options::default()
+        };
+        args.finish(&model.spec, &ground, &args.workload(&model.spec)?, &options, result, boards)
     })
 }
 
-fn cluster(driver: &Driver) -> Vec<ClusterNode> {
-    let nodes = driver.connected().values().map(|worker| ClusterNode {
-        node: worker.info.node,
-        name: worker.info.name.clone(),
-        usable_bytes: worker.info.usable.0,
-    });
-    nodes.collect()
-}
-
-impl<'a> PlanReport<'a> {
-    fn chosen(model: &'a str, cluster: Vec<ClusterNode>, choice: &'a Choice) -> Self {
-        Self {
-            model,
-            cluster,
-            objective: Objective::Latency,
-            strategies: choice.outcomes.iter().map(StrategyView::new).collect(),
-            chosen: Some(choice.strategy()),
-            reason: choice.reason.clone(),
-            left_out: &choice.left_out,
-            lower_bound_ms: Some(choice.lower_bound_ms),
-            limits: &choice.limits,
-        }
+impl PlanArgs {
+    fn workload(&self, spec: &ModelSpec) -> Outcome<Workload> {
+        let context = context_of(self.plan.context, spec)?;
+        Ok(Workload {
+            context,
+            streams: self.streams,
+            prompt_len: self.prompt_len.min(context),
+            decode_len: Workload::DECODE_LEN,
+            objective: self.plan.objective.map(Into::into),
+        })
     }
 
-    fn none(model: &'a str, cluster: Vec<ClusterNode>, no_plan: &'a NoPlan) -> Self {
-        let reasons: BTreeMap<&str, String> =
-            no_plan.strategies.iter().map(|(strategy, why)| (strategy.name(), why.to_string())).collect();
-        let view =
-            |strategy: Strategy| StrategyView::infeasible(strategy, reasons.get(strategy.name()).cloned());
-        Self {
-            model,
-            cluster,
-            objective: Objective::Latency,
-            strategies: Strategy::ALL.into_iter().map(view).collect(),
-            chosen: None,
-            reason: no_plan.to_string(),
-            left_out: &no_plan.left_out,
-            lower_bound_ms: None,
-            limits: &[],
+    /// Plans with what might be added, and shows all.
+    fn finish(
+        &self,
+        spec: &ModelSpec,
+        ground: &Ground,
+        workload: &Workload,
+        options: &Options,
+        result: Result<Choice, Box<NoPlan>>,
+        boards: Vec<Board>,
+    ) -> Outcome {
+        let before = result.as_ref().ok().map(Figures::of);
+        let mut what_if = Vec::new();
+        for board in boards {
+            what_if.push(what_if::what_if(ground, board, spec, workload, options, before)?);
         }
-    }
-}
-
-impl<'a> StrategyView<'a> {
-    fn new(outcome: &'a Priced) -> Self {
-        let priced = match &outcome.result {
-            Ok(priced) => priced,
-            Err(why) => return Self::infeasible(outcome.strategy, Some(why.to_string())),
+        let addition = match &result {
+            // Without a network to attach it by, there is nothing to suggest.
+            Err(no_plan) => what_if::addition(ground, no_plan, spec, workload, options).unwrap_or_default(),
+            Ok(_) => None,
         };
-        let prediction = &priced.prediction;
-        let node = |node: &shoal_cluster::cost::NodePrediction| NodeView {
-            node: node.node,
-            memory_bytes: node.memory.total().0,
-            usable_bytes: node.usable.0,
-        };
-        Self {
-            strategy: outcome.strategy,
-            feasible: true,
-            reason: None,
-            decode_ms: Some(prediction.decode_ms),
-            decode_tps: Some(prediction.decode_tps),
-            aggregate: &prediction.aggregate,
-            prefill_tps: Some(prediction.prefill_tps),
-            ttft_ms: Some(prediction.ttft_ms),
-            bytes_per_token: Some(prediction.bytes_per_token),
-            efficiency: Some(prediction.efficiency),
-            nodes: prediction.nodes.iter().map(node).collect(),
-            plan: Some(priced.plan.view()),
+        let sheet = Sheet { spec, ground, workload, result, what_if, addition };
+        if self.json {
+            out::json(&PlanReport::new(&sheet))?;
+        } else if sheet.result.is_ok() {
+            out::line(&plan_sheet(&sheet))?;
         }
-    }
-
-    fn infeasible(strategy: Strategy, reason: Option<String>) -> Self {
-        Self {
-            strategy,
-            feasible: false,
-            reason,
-            decode_ms: None,
-            decode_tps: None,
-            aggregate: &[],
-            prefill_tps: None,
-            ttft_ms: None,
-            bytes_per_token: None,
-            efficiency: None,
-            nodes: Vec::new(),
-            plan: None,
+        match (&sheet.result, &self.svg) {
+            (Ok(choice), Some(path)) => plan_drawing(&sheet, choice).save_svg(path),
+            (Ok(_), None) => Ok(()),
+            (Err(no_plan), _) if no_plan.refused.is_some() => Err(Failure::Usage(no_plan.to_string())),
+            (Err(_), _) => Err(Failure::NoPlan(plan_sheet(&sheet))),
         }
     }
 }

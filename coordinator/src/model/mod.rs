@@ -45,6 +45,19 @@ pub(crate) enum ModelBytes {
     File(PathBuf),
 }
 
+/// What the header of the file at `path` says of the model: all that planning on paper needs.
+///
+/// # Errors
+/// The file cannot be read or is not a model that can be run here.
+pub(crate) fn header(path: &Path) -> Outcome<ModelSpec> {
+    let what = || format!("open the model {}", path.display());
+    let len = std::fs::metadata(path).map_err(|error| Failure::input(what(), error))?.len();
+    let file = File::open(path).map_err(|error| Failure::input(what(), error))?;
+    let gguf = Gguf::parse(BufReader::new(file), len).map_err(|error| Failure::input(what(), error))?;
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    shoal_engine::model::spec(&gguf, &stem).map_err(|error| Failure::input(what(), error))
+}
+
 impl Model {
     /// Opens the file at `path`; hashes are kept in `data_dir`, and `progress` hears of the bytes hashed, of all.
     ///

@@ -3,7 +3,16 @@
 //! Nothing here decides anything. With `--json` all of it is silent.
 
 mod bars;
+mod devices;
+mod ink;
+mod plan;
+mod plan_drawing;
+mod simulation;
 mod tables;
 
 pub(crate) use bars::Show;
-pub(crate) use tables::{choice_tables, devices_table, plan_table, profiles_table, summary};
+pub(crate) use devices::{devices_table, links_table, profiles_table};
+pub(crate) use plan::plan_sheet;
+pub(crate) use plan_drawing::plan_drawing;
+pub(crate) use simulation::simulation_sheet;
+pub(crate) use tables::{plan_table, summary};
