@@ -1,6 +1,5 @@
 //! Getting hold of a cluster: the workers that joined, or local ones started for this command alone.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

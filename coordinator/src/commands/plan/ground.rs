@@ -126,9 +126,4 @@ impl Ground {
     pub(crate) fn usable(&self) -> Bytes {
         self.cluster.devices.iter().map(|device| device.usable).sum()
     }
-
-    /// Names of the devices.
-    pub(crate) fn names(&self) -> BTreeMap<NodeId, String> {
-        self.cluster.devices.iter().map(|device| (device.node, device.name.clone())).collect()
-    }
 }
