@@ -13,6 +13,7 @@ Examples:
   shoal worker --join TOKEN                    on each board
   shoal devices                                who is there, what each can do
   shoal plan model.gguf                        five ways to share the model, priced side by side
+  shoal bench model.gguf                       the same measured
   shoal run model.gguf --prompt \"Once upon\"    one prompt over the whole cluster
   shoal chat model.gguf                        a conversation";
 
@@ -63,6 +64,10 @@ pub(crate) enum Command {
     Devices(commands::devices::DevicesArgs),
     /// Price the five strategies for a model, and say which one is chosen and why
     Plan(commands::plan::PlanArgs),
+    /// Simulate a plan on paper: queues, shared links, jitter and several streams
+    Simulate(commands::simulate::SimulateArgs),
+    /// Measure the strategies side by side, and how far their predictions are off
+    Bench(commands::bench::BenchArgs),
     /// Print a token with which a board joins this cluster
     Token(commands::token::TokenArgs),
     /// Print the token ids of standard input, as a model's own tokenizer makes them

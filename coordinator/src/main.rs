@@ -3,6 +3,7 @@
 //! This binary has every command. It parses the command line, sets up logs and configuration, and hands over to one
 //! module of [`commands`]. What a command needs of the cluster it gets from `driver`, which alone talks to workers.
 
+mod bench;
 mod chart;
 mod cli;
 mod commands;

@@ -1,6 +1,7 @@
 //! The commands, one module each: its arguments, what it does, what it prints.
 
 mod attach;
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod devices;
@@ -8,6 +9,7 @@ mod emulate;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod synth;
 pub(crate) mod template;
 pub(crate) mod token;
@@ -31,8 +33,10 @@ pub(crate) fn run(cli: Cli) -> Outcome<ExitCode> {
         Command::Demo(args) => demo::run(&args, &config(&args.home)?, verbose),
         Command::Run(args) => run::run(&args, &config(&args.home)?, verbose),
         Command::Chat(args) => chat::run(&args, &config(&args.home)?, verbose),
+        Command::Bench(args) => bench::run(&args, &config(&args.home)?, verbose),
         Command::Devices(args) => devices::run(&args, &config(&args.home)?, verbose),
         Command::Plan(args) => plan::run(&args, &config(&args.home)?, verbose),
+        Command::Simulate(args) => simulate::run(&args, &config(&args.home)?),
         Command::Token(args) => token::run(&args, &config(&args.home)?),
         Command::Synth(args) => synth::run(args),
         Command::Tokenize(args) => tokenize::run(args),
