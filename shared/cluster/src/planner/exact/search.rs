@@ -282,7 +282,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 Ends::UpTo(end) => (first + 1, end),
             };
             let start = if first == 0 {
-                (set.count_ones() - 1) as f64 * problem.cluster.links.default.cpu
+                problem.orders(set.count_ones() as usize)
             } else {
                 step.hop[from][leader(set)]
             };
@@ -337,7 +337,7 @@ impl<'s, 'a> Search<'s, 'a> {
             return Ok(Priced::None);
         };
         let start = if first == 0 {
-            (set.count_ones() - 1) as f64 * self.stages.problem.cluster.links.default.cpu
+            self.stages.problem.orders(set.count_ones() as usize)
         } else {
             self.stages.step.hop[leader(node.set)][leader(set)]
         };

@@ -140,6 +140,11 @@ impl Problem<'_> {
         self.head_rows(head).map(busy).collect()
     }
 
+    /// Seconds that orders to a first group of so many ranks take beyond those to one rank.
+    pub(crate) fn orders(&self, ranks: usize) -> f64 {
+        control(&self.cluster.links, ranks, 1) - control(&self.cluster.links, 1, 1)
+    }
+
     /// Seconds from the last group's hidden rows to the answers at the coordinator, and the coordinator's way
     /// to the first rank.
     pub(crate) fn head_time(&self, head: &Head, last: &[usize], step: &Step) -> f64 {
