@@ -66,6 +66,9 @@ const LEAST_RING: usize = 256 << 10;
 /// Keys and values of the longest context at most.
 const MOST_KV: u64 = 64 << 20;
 
+/// Sequences at most whose attention is measured in turn.
+const MOST_TURNS: u32 = 8;
+
 /// By how much a layer may differ from its products: beyond that the machine was disturbed.
 const CORRECTION: std::ops::RangeInclusive<f64> = 0.5..=8.0;
 
@@ -131,30 +134,35 @@ impl Narrow {
         clock: Clock,
     ) -> Result<Self, MeasureError> {
         // One head for the overhead: nothing but hand-overs and short vectors.
-        let mut bare = Trial::load(spec, &Cut::narrow_layer(spec, 1, ROWS[ROWS.len() - 1] + 1), pool)?;
+        let mut bare = Trial::load(spec, &Cut::narrow_layer(spec, 1, 2, 1), pool)?;
         let contexts = contexts(spec);
         let longest = contexts.last().copied().unwrap_or(1);
-        let mut deep = Trial::load(spec, &Cut::narrow_layer(spec, spec.n_kv_heads, longest + 1), pool)?;
+        let turns = turns(spec, longest);
+        let mut deep =
+            Trial::load(spec, &Cut::narrow_layer(spec, spec.n_kv_heads, longest + 1, turns + 1), pool)?;
         let mut first = Samples::default();
         let mut late: Vec<(u32, Samples)> = contexts.into_iter().map(|at| (at, Samples::default())).collect();
         let mut last = vec![0.0; late.len()];
         // The first pass of each only warms the caches and makes the pages.
-        bare.pass(0, 1)?;
-        for round in 0..=SAMPLES {
-            let overhead = bare.pass(0, 1)?;
+        bare.pass(0, 0, 1)?;
+        for round in 0..SAMPLES + turns as usize {
+            let overhead = bare.pass(0, 0, 1)?;
             if round > 0 {
                 first.push(overhead);
             }
             for ((context, samples), last) in late.iter_mut().zip(&mut last) {
-                // A context that was never tried is tried once; on a slow machine that is all.
+                // A slow machine tries each context once or twice.
                 if round > 1 && !clock.allows(2.0 * *last) {
                     continue;
                 }
-                let (before, at) = (deep.pass(0, 1)?, deep.pass(*context - 1, 1)?);
+                let turn = round as u32 % turns;
+                let (before, at) = (deep.pass(turns, 0, 1)?, deep.pass(turn, *context - 1, 1)?);
                 *last = before + at;
-                if round > 0 {
-                    samples.push((at - before).max(at * LEAST_REST));
+                // The first round of a turn touches its pages for the first time: it counts where there is no other.
+                if round == turns as usize {
+                    *samples = Samples::default();
                 }
+                samples.push((at - before).max(at * LEAST_REST));
             }
         }
         let kv_bytes = deep.kv_bytes();
@@ -181,13 +189,21 @@ fn overhead(passes: &Samples, weights: f64) -> Measured<Seconds> {
     Measured { median: Seconds((rest / 2.0).max(LEAST_OVERHEAD)), spread: passes.spread() }
 }
 
+/// Sequences whose attention is measured in turn: as many as the model has layers, since between two tokens a layer's
+/// keys and values give way to those of all others; as far as they fit into [`MOST_KV`].
+fn turns(spec: &ModelSpec, context: u32) -> u32 {
+    let sequence = u64::from(spec.n_kv_heads) * u64::from(spec.head_dim) * 4 * u64::from(context);
+    (MOST_KV / sequence.max(1)).clamp(1, u64::from(spec.n_layers.min(MOST_TURNS))) as u32
+}
+
 /// Contexts at which attention is measured: the model's own where it has fewer, and what fits into [`MOST_KV`].
 fn contexts(spec: &ModelSpec) -> Vec<u32> {
     let position = u64::from(spec.n_kv_heads) * u64::from(spec.head_dim) * 4;
     let most = (MOST_KV / position.max(1)).clamp(1, 1 << 20) as u32;
     let most = most.min(spec.context).max(2);
     let mut out: Vec<u32> = CONTEXTS.into_iter().filter(|&context| context <= most).collect();
-    if out.is_empty() {
+    // A model of few positions is measured at its last one.
+    if most < CONTEXTS[CONTEXTS.len() - 1] && out.last() != Some(&most) {
         out.push(most);
     }
     out
@@ -256,7 +272,7 @@ impl Wide {
                 if expected > LONGEST_PASS || !clock.allows(expected) {
                     continue;
                 }
-                last[at] = self.trial(at).pass(0, ROWS[at])?;
+                last[at] = self.trial(at).pass(0, 0, ROWS[at])?;
                 // The first pass touches its pages for the first time.
                 if round > 0 || last[at] > LONGEST_PASS / 4.0 {
                     self.passes[at].push(last[at]);
@@ -321,10 +337,11 @@ impl Wide {
             for (at, &(correction, spread)) in corrections.iter().enumerate() {
                 let Some(product) = format.seconds(at) else { continue };
                 let rows = f64::from(ROWS[at]);
-                // The head's answer costs its share for every row.
-                let (in_layers, in_head) =
-                    (layers * product * correction, rows_of_head * (product + rows * head));
-                let seconds = (in_layers + in_head) / (layers + rows_of_head).max(1.0);
+                // The head answers every row of a decode step, and one row of a prompt.
+                let head_weights = if ROWS[at] < BATCHED_ROWS || layers == 0.0 { rows_of_head } else { 0.0 };
+                let in_layers = layers * product * correction;
+                let in_head = head_weights * (product + rows * head);
+                let seconds = (in_layers + in_head) / (layers + head_weights).max(1.0);
                 let median = MacsPerSec(rows / seconds.max(1e-18));
                 let spread = spread.max(format.samples[at].spread());
                 batched.push(BatchRate { rows: ROWS[at], rate: Measured { median, spread } });
@@ -395,8 +412,10 @@ mod tests {
         spec.context = 64;
         assert_eq!(contexts(&spec), [64]);
         spec.context = 2048;
+        assert_eq!(contexts(&spec), [128, 1024, 2048]);
+        spec.context = 128 << 10;
+        assert_eq!(contexts(&spec), CONTEXTS);
+        (spec.n_kv_heads, spec.head_dim) = (128, 128);
         assert_eq!(contexts(&spec), [128, 1024]);
-        (spec.n_kv_heads, spec.head_dim, spec.context) = (128, 128, 1 << 20);
-        assert_eq!(contexts(&spec), [128]);
     }
 }

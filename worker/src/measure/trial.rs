@@ -23,9 +23,6 @@ use super::{MeasureError, ROWS};
 /// Candidates of the default sampling parameters: what the head answers to one row.
 const CANDIDATES: u32 = 40;
 
-/// The only sequence.
-const SEQ: SeqId = SeqId(1);
-
 /// Rows of the largest pass.
 const MOST_ROWS: u32 = ROWS[ROWS.len() - 1];
 
@@ -38,8 +35,9 @@ pub(super) struct Cut {
     pub(super) n_kv_heads: u32,
     pub(super) ffn: u32,
     pub(super) vocab: u32,
-    /// Positions there is room for.
+    /// Positions there is room for in each sequence.
     pub(super) context: u32,
+    pub(super) sequences: u32,
 }
 
 impl Cut {
@@ -54,6 +52,7 @@ impl Cut {
             ffn: spec.ffn,
             vocab: head_rows(spec, bytes / 4),
             context: MOST_ROWS + 1,
+            sequences: 1,
         };
         let layer_bytes = |cut: &Self| {
             let layer = cut.spec(spec);
@@ -81,7 +80,7 @@ impl Cut {
     }
 
     /// A layer so narrow that its matrices take hardly any time, with `n_kv_heads` heads.
-    pub(super) fn narrow_layer(spec: &ModelSpec, n_kv_heads: u32, context: u32) -> Self {
+    pub(super) fn narrow_layer(spec: &ModelSpec, n_kv_heads: u32, context: u32, sequences: u32) -> Self {
         Self {
             layers: vec![0],
             d_model: spec.d_model.min(limits::VOCAB_TILE),
@@ -89,6 +88,7 @@ impl Cut {
             ffn: spec.ffn_block().min(spec.ffn),
             vocab: spec.vocab.min(limits::VOCAB_TILE),
             context,
+            sequences,
         }
     }
 
@@ -154,7 +154,7 @@ impl Trial {
         if !trial.tensors.iter().any(|t| matches!(t.role, Role::Layer(..))) {
             return Err(MeasureError::Empty);
         }
-        let plan = plan(&trial).map_err(failed)?;
+        let plan = plan(&trial, cut.sequences).map_err(failed)?;
         let factors = trial.tensor(Role::RopeFactors);
         let ones = factors.map_or(0..0, |t| t.offset..t.offset + t.bytes().0);
         let (node, file, pool) = (NodeId::default(), PlausibleFile::new(ones), Arc::clone(pool));
@@ -174,11 +174,12 @@ impl Trial {
         self.spec.tensors.iter().filter(|t| t.rows > 1 && matches!(t.role, Role::Layer(..)))
     }
 
-    /// Seconds of one pass of `rows` rows of a sequence that holds `position` positions, which are not computed: their
-    /// keys and values are whatever is in the cache.
-    pub(super) fn pass(&mut self, position: u32, rows: u32) -> Result<f64, MeasureError> {
-        self.shard.assume(SEQ, position).map_err(failed)?;
-        let batch = Batch::new(vec![RowRun { seq: SEQ, first_position: position, rows }]).map_err(failed)?;
+    /// Seconds of one pass of `rows` rows of sequence `seq`, which holds `position` positions that are not computed:
+    /// their keys and values are whatever is in the cache.
+    pub(super) fn pass(&mut self, seq: u32, position: u32, rows: u32) -> Result<f64, MeasureError> {
+        let seq = SeqId(seq.into());
+        self.shard.assume(seq, position).map_err(failed)?;
+        let batch = Batch::new(vec![RowRun { seq, first_position: position, rows }]).map_err(failed)?;
         let hidden = &self.hidden[..rows as usize * self.spec.d_model as usize];
         self.shard.set_hidden(hidden).map_err(failed)?;
         let (seconds, result) = time(|| self.shard.run_layers(&batch, &mut Solo));
@@ -211,7 +212,7 @@ fn failed(error: impl std::fmt::Display) -> MeasureError {
     MeasureError::Layer(error.to_string())
 }
 
-fn plan(spec: &ModelSpec) -> Result<Plan, PlanError> {
+fn plan(spec: &ModelSpec, sequences: u32) -> Result<Plan, PlanError> {
     let node = NodeId::default();
     let (q_heads, kv) = (Span::new(0, spec.n_heads), Span::new(0, spec.n_kv_heads));
     let share = Share { node, q_heads, kv_heads: kv, kv_owned: kv, ffn: Span::new(0, spec.ffn) };
@@ -226,7 +227,7 @@ fn plan(spec: &ModelSpec) -> Result<Plan, PlanError> {
         head: vec![HeadShare { node, rows: Span::new(0, spec.vocab) }],
         chunk_tokens: MOST_ROWS,
         wire: Wire { hop: WireType::F32, sum: WireType::F16 },
-        kv: KvBudget { context: spec.context, sequences: 1 },
+        kv: KvBudget { context: spec.context, sequences },
     };
     Plan::try_new(parts, spec)
 }
