@@ -271,7 +271,7 @@ impl Prober {
             // Transfers that are too short only open the congestion window and say how long one should be.
             if bytes < MOST_BULK && seconds < BULK_SECONDS / 2.0 {
                 let fit = (rate * BULK_SECONDS) as usize;
-                bytes = fit.clamp(2 * bytes, MOST_BULK).next_multiple_of(FRAME_BYTES).min(MOST_BULK);
+                bytes = fit.clamp((2 * bytes).min(MOST_BULK), MOST_BULK).next_multiple_of(FRAME_BYTES).min(MOST_BULK);
             } else {
                 rates.push(rate);
             }
