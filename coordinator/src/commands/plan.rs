@@ -57,7 +57,8 @@ pub(crate) struct PlanArgs {
     /// Tokens of a typical prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) prompt_len: u32,
-    /// What one more of this board would change: a profile's name or file; may be given several times
+    /// What one more of this board would change: a profile's name or file, or 2xNAME for two of it; may be given several
+    /// times
     #[arg(long, value_name = "PROFILE")]
     pub(crate) what_if: Vec<String>,
     /// The network by which such a board is attached; by default the cluster file's, or gigabit-switch
@@ -66,6 +67,9 @@ pub(crate) struct PlanArgs {
     /// Draw the plan as SVG to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Draw the plan as PNG to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) png: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -92,13 +96,13 @@ pub(crate) struct Sheet<'a> {
     pub(crate) result: Result<Choice, Box<NoPlan>>,
     pub(crate) what_if: Vec<WhatIf>,
     /// What would help where nothing fits.
-    pub(crate) addition: Option<Addition>,
+    pub(crate) additions: Vec<Addition>,
 }
 
 pub(crate) fn run(args: &PlanArgs, config: &Config, verbose: u8) -> Outcome {
     // Names that nobody has are found before anything takes time.
-    let boards = args.what_if.iter().map(|name| shoal_profiles::board(name).map_err(paper::refused));
-    let boards: Vec<Board> = boards.collect::<Outcome<_>>()?;
+    let boards = args.what_if.iter().map(|text| what_if::boards_of(text));
+    let boards: Vec<(Board, usize)> = boards.collect::<Outcome<_>>()?;
     let net =
         args.network.as_deref().map(|name| shoal_profiles::net(name).map_err(paper::refused)).transpose()?;
     match &args.paper {
@@ -111,7 +115,7 @@ fn on_paper(
     args: &PlanArgs,
     config: &Config,
     path: &std::path::Path,
-    boards: Vec<Board>,
+    boards: Vec<(Board, usize)>,
     net: Option<Net>,
 ) -> Outcome {
     if args.cluster.is_given() {
@@ -140,7 +144,13 @@ fn on_paper(
     args.finish(&spec, &ground, &workload, &options, result, boards)
 }
 
-fn live(args: &PlanArgs, config: &Config, verbose: u8, boards: Vec<Board>, net: Option<Net>) -> Outcome {
+fn live(
+    args: &PlanArgs,
+    config: &Config,
+    verbose: u8,
+    boards: Vec<(Board, usize)>,
+    net: Option<Net>,
+) -> Outcome {
     let mut show = Show::new(verbose > 0, !args.json);
     let path = args.model.as_ref().ok_or_else(|| Failure::Usage("a MODEL is needed".to_owned()))?;
     let model = open(path, config, &mut show)?;
@@ -194,29 +204,38 @@ impl PlanArgs {
         workload: &Workload,
         options: &Options,
         result: Result<Choice, Box<NoPlan>>,
-        boards: Vec<Board>,
+        boards: Vec<(Board, usize)>,
     ) -> Outcome {
         let before = result.as_ref().ok().map(Figures::of);
         let mut what_if = Vec::new();
         for board in boards {
             what_if.push(what_if::what_if(ground, board, spec, workload, options, before)?);
         }
-        let addition = match &result {
+        let additions = match &result {
             // Without a network to attach it by, there is nothing to suggest.
-            Err(no_plan) => what_if::addition(ground, no_plan, spec, workload, options).unwrap_or_default(),
-            Ok(_) => None,
+            Err(no_plan) => what_if::additions(ground, no_plan, spec, workload, options).unwrap_or_default(),
+            Ok(_) => Vec::new(),
         };
-        let sheet = Sheet { spec, ground, workload, result, what_if, addition };
+        let sheet = Sheet { spec, ground, workload, result, what_if, additions };
         if self.json {
             out::json(&PlanReport::new(&sheet))?;
         } else if sheet.result.is_ok() {
             out::line(&plan_sheet(&sheet))?;
         }
-        match (&sheet.result, &self.svg) {
-            (Ok(choice), Some(path)) => plan_drawing(&sheet, choice).save_svg(path),
-            (Ok(_), None) => Ok(()),
-            (Err(no_plan), _) if no_plan.refused.is_some() => Err(Failure::Usage(no_plan.to_string())),
-            (Err(_), _) => Err(Failure::NoPlan(plan_sheet(&sheet))),
+        match &sheet.result {
+            Ok(choice) => self.draw(&sheet, choice),
+            Err(no_plan) if no_plan.refused.is_some() => Err(Failure::Usage(no_plan.to_string())),
+            Err(_) => Err(Failure::NoPlan(plan_sheet(&sheet))),
         }
+    }
+
+    fn draw(&self, sheet: &Sheet<'_>, choice: &Choice) -> Outcome {
+        if let Some(path) = &self.svg {
+            plan_drawing(sheet, choice).save_svg(path)?;
+        }
+        if let Some(path) = &self.png {
+            plan_drawing(sheet, choice).save_png(path)?;
+        }
+        Ok(())
     }
 }

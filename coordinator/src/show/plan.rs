@@ -1,7 +1,7 @@
 //! `shoal plan` as a person reads it: the strategies in a table, the chosen plan as a picture, and the reasons.
 
 use shoal_cluster::cost::{NodePrediction, Objective, Prediction};
-use shoal_cluster::planner::{Choice, Infeasible, Missing, NoPlan};
+use shoal_cluster::planner::{Choice, Infeasible, LimitKind, Missing, NoPlan};
 use shoal_core::plan::{Plan, Span};
 use shoal_core::units::Bytes;
 use shoal_core::{ModelSpec, NodeId};
@@ -21,6 +21,9 @@ const BOARDS: usize = 12;
 
 /// Stages that are shown.
 const STAGES: usize = 12;
+
+/// Kinds of boards that are named.
+const KINDS: usize = 5;
 
 /// Boards whose missing bytes are said for one strategy.
 const LACKS: usize = 2;
@@ -67,6 +70,23 @@ fn header(sheet: &Sheet<'_>, ink: Ink) -> String {
         out.push_str(&format!("{}\n", ink.dim(note)));
     }
     out
+}
+
+/// The profiles of the boards, if all have one and a line holds them.
+fn kinds(sheet: &Sheet<'_>) -> Option<String> {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for device in &sheet.ground.cluster.devices {
+        let profile = sheet.ground.kinds.get(&device.node)?.profile.as_deref()?;
+        match counts.iter_mut().find(|(known, _)| *known == profile) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((profile, 1)),
+        }
+    }
+    let one = |&(profile, count): &(&str, usize)| match count {
+        1 => profile.to_owned(),
+        count => format!("{count} × {profile}"),
+    };
+    (counts.len() <= KINDS).then(|| counts.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 fn table(sheet: &Sheet<'_>, choice: &Choice, ink: Ink) -> String {
@@ -185,10 +205,10 @@ fn picture(sheet: &Sheet<'_>, choice: &Choice, ink: Ink) -> String {
     let boards = count(plan.nodes().len(), "board");
     let stages = count(plan.stages.len(), "stage");
     let mut out = format!(
-        "{}: {stages} on {boards}, {} per token {}\n",
+        "{}: {stages} on {boards}, {} per token of one stream {}\n",
         ink.bold(choice.strategy().name()),
         time(prediction.decode_ms),
-        ink.dim("· of that time: █ computing ▒ sending ░ waiting for ranks · idle")
+        ink.dim("(█ computing ▒ sending ░ waiting for ranks · idle)")
     );
     let rows = Rows::new(sheet, choice);
     for (index, stage) in plan.stages.iter().enumerate().take(STAGES) {
@@ -225,17 +245,16 @@ struct Rows<'a> {
     prediction: &'a Prediction,
     name: usize,
     /// Of each piece of a board's work.
-    pieces: Vec<usize>,
+    pieces: [usize; 4],
 }
 
 impl<'a> Rows<'a> {
     fn new(sheet: &'a Sheet<'a>, choice: &'a Choice) -> Self {
         let (plan, prediction) = (&choice.chosen.plan, &choice.chosen.prediction);
-        let mut rows = Self { sheet, plan, prediction, name: 0, pieces: Vec::new() };
+        let mut rows = Self { sheet, plan, prediction, name: 0, pieces: [0; 4] };
         rows.name = plan.nodes().iter().map(|node| rows.name(*node).chars().count()).max().unwrap_or(0);
         for &node in plan.nodes() {
             for (at, piece) in work(plan, sheet.spec, node).iter().enumerate() {
-                rows.pieces.resize(rows.pieces.len().max(at + 1), 0);
                 rows.pieces[at] = rows.pieces[at].max(piece.chars().count());
             }
         }
@@ -250,8 +269,8 @@ impl<'a> Rows<'a> {
     /// Heads, columns and vocabulary of a board, each below the other boards'.
     fn work(&self, node: NodeId) -> String {
         let pieces = work(self.plan, self.sheet.spec, node);
-        let piece = |at: usize| pieces.get(at).map_or("", String::as_str);
-        let cells = self.pieces.iter().enumerate().map(|(at, width)| pad(piece(at), *width, false));
+        let used = pieces.iter().zip(self.pieces).filter(|(_, width)| *width > 0);
+        let cells = used.map(|(piece, width)| pad(piece, width, false));
         cells.collect::<Vec<_>>().join("  ")
     }
 
@@ -277,20 +296,18 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// What a board does in a plan, piece by piece.
-pub(super) fn work(plan: &Plan, spec: &ModelSpec, node: NodeId) -> Vec<String> {
-    let mut out = Vec::new();
+/// What a board does in a plan: its heads, KV heads, part of the feed-forward network and part of the output head; empty
+/// where it has none.
+pub(super) fn work(plan: &Plan, spec: &ModelSpec, node: NodeId) -> [String; 4] {
+    let mut out = <[String; 4]>::default();
     if let Some(share) = plan.share(node) {
-        if share.q_heads.len() == spec.n_heads && share.ffn.len() == spec.ffn {
-            out.push("all heads, all of the FFN".to_owned());
-        } else {
-            out.push(format!("heads {}", span(share.q_heads)));
-            out.push(format!("KV {}", span(share.kv_heads)));
-            out.push(format!("FFN {}", percent(share.ffn, spec.ffn)));
-        }
+        let all = share.q_heads.len() == spec.n_heads;
+        out[0] = if all { "all heads".to_owned() } else { format!("heads {}", span(share.q_heads)) };
+        out[1] = if all { "all KV".to_owned() } else { format!("KV {}", span(share.kv_heads)) };
+        out[2] = format!("FFN {}", percent(share.ffn, spec.ffn));
     }
     if let Some((_, rows)) = plan.head_share(node).filter(|(_, rows)| !rows.is_empty()) {
-        out.push(format!("head {}", percent(rows, spec.vocab)));
+        out[3] = format!("head {}", percent(rows, spec.vocab));
     }
     out
 }
@@ -317,17 +334,24 @@ fn reasons(sheet: &Sheet<'_>, choice: &Choice, ink: Ink) -> String {
     if choice.left_out.len() > BOARDS {
         say("", &format!("and {} more", choice.left_out.len() - BOARDS));
     }
-    for (at, limit) in choice.limits.iter().enumerate() {
+    let (scope, limits): (Vec<_>, Vec<_>) =
+        choice.limits.iter().partition(|limit| limit.kind == LimitKind::Scope);
+    for (at, limit) in limits.iter().enumerate() {
         say(if at == 0 { "limits" } else { "" }, &limit.text);
     }
-    let proof = if choice.optimal {
-        "proven: no plan of the kinds that are looked at is better".to_owned()
-    } else {
-        format!("not proven: the best plan could be up to {:.1} % better", choice.gap * 100.0)
+    let gap = match choice.gap {
+        _ if choice.optimal => None,
+        // A bound of nothing tells nothing.
+        0.995.. => Some("not proven to be the best".to_owned()),
+        gap => Some(format!(
+            "not proven to be the best: another plan could be up to {:.1} % better",
+            gap * 100.0
+        )),
     };
     let bound =
         format!("no plan here decodes one stream faster than {} per token", time(choice.lower_bound_ms));
-    say("optimal", &format!("{proof}; {bound}"));
+    let known = gap.into_iter().chain(scope.iter().map(|limit| limit.text.clone())).chain([bound]);
+    say("optimal", &known.collect::<Vec<_>>().join("; "));
     if choice.outcomes.iter().any(|outcome| {
         outcome.result.as_ref().is_ok_and(|priced| priced.prediction.efficiency_assumes_memory)
     }) {
@@ -351,7 +375,10 @@ fn labelled(label: &str, text: &str, ink: Ink) -> String {
 
 /// What one more board would change, in a line.
 fn changed(what_if: &WhatIf, objective: Objective) -> String {
-    let board = format!("+ {} ({})", what_if.title, what_if.profile);
+    let board = match what_if.count {
+        1 => format!("+ {} ({})", what_if.title, what_if.profile),
+        count => format!("+ {count} × {} ({})", what_if.title, what_if.profile),
+    };
     let Some(after) = &what_if.after else {
         let reason = what_if.reason.as_deref().unwrap_or("no plan fits");
         return format!("{board}: {reason}");
@@ -360,7 +387,10 @@ fn changed(what_if: &WhatIf, objective: Objective) -> String {
         return format!("{board}: then it fits, {}", figure(after, objective));
     };
     if !what_if.used {
-        return format!("{board}: nothing; it would be left out");
+        return format!(
+            "{board}: nothing; {} would be left out",
+            if what_if.count == 1 { "it" } else { "one or more" }
+        );
     }
     let (what, ratio) = match objective {
         Objective::Latency => ("time per token", after.decode_ms / before.decode_ms),
@@ -403,14 +433,20 @@ fn misfit(sheet: &Sheet<'_>, no_plan: &NoPlan) -> String {
     for left in no_plan.left_out.iter().take(BOARDS) {
         out.push_str(&format!("\n  left out        {}: {}", left.name, left.reason));
     }
-    if let Some(Addition { profile, title, count, after, .. }) = &sheet.addition {
+    if sheet.additions.is_empty() {
+        if let Some(addition) = no_plan.addition {
+            out.push_str(&format!("\n  it would fit    with one more board that has {addition} for models"));
+        }
+    }
+    for (at, addition) in sheet.additions.iter().enumerate() {
+        let label = if at == 0 { "it would fit" } else { "or" };
+        let Addition { count, title, kind, after, .. } = addition;
+        let times = if *count == 1 { "one".to_owned() } else { count.to_string() };
+        let (strategy, took) = (after.strategy.name(), time(after.decode_ms));
         out.push_str(&format!(
-            "\n  it would fit    with {count} more {title} (--what-if {profile}): {} at {} per token",
-            after.strategy.name(),
-            time(after.decode_ms)
+            "\n  {label:<15} with {times} more {title} ({kind}; --what-if {}): {strategy} at {took} per token",
+            addition.argument()
         ));
-    } else if let Some(addition) = no_plan.addition {
-        out.push_str(&format!("\n  it would fit    with one more board that has {addition} for models"));
     }
     for what_if in &sheet.what_if {
         let text = changed(what_if, sheet.workload.objective());
@@ -433,11 +469,9 @@ pub(super) fn count(n: usize, what: &str) -> String {
 
 /// Three digits that count.
 pub(super) fn number(value: f64) -> String {
-    match value.abs() {
-        0.0..10.0 => format!("{value:.2}"),
-        10.0..100.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
+    let magnitude = if value.is_finite() && value != 0.0 { value.abs().log10().floor() } else { 0.0 };
+    let digits = (2.0 - magnitude).clamp(0.0, 6.0) as usize;
+    format!("{value:.digits$}")
 }
 
 /// Milliseconds, or seconds from ten on.

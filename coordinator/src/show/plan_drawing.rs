@@ -13,7 +13,7 @@ use crate::commands::plan::Sheet;
 
 const MARGIN: f64 = 28.0;
 /// A box, and what is between two of them.
-const BOX: (f64, f64) = (232.0, 142.0);
+const BOX: (f64, f64) = (276.0, 142.0);
 const GAP: (f64, f64) = (96.0, 14.0);
 /// From the top to the first column, and from a column's top to its first box.
 const TITLE: f64 = 76.0;
@@ -33,6 +33,8 @@ struct Column {
     title: String,
     about: String,
     nodes: Vec<NodeId>,
+    /// Whether its boards add up partial sums.
+    tied: bool,
     /// What lies between it and the column before.
     hop: Option<[String; 2]>,
 }
@@ -84,6 +86,11 @@ fn columns(sheet: &Sheet<'_>, choice: &Choice) -> Vec<Column> {
     let d_model = f64::from(sheet.spec.d_model);
     let links = &sheet.ground.cluster.links;
     let leader = |nodes: &[NodeId]| nodes.iter().copied().min().unwrap_or_default();
+    let hop = |before: &[NodeId], nodes: &[NodeId]| {
+        let bytes = d_model * wire_bytes(plan.wire.hop);
+        let seconds = links.get(leader(before), leader(nodes)).time(bytes);
+        [Bytes(bytes as u64).to_string(), time(seconds * 1e3)]
+    };
     let mut columns: Vec<Column> = Vec::new();
     for (index, stage) in plan.stages.iter().enumerate() {
         let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
@@ -96,19 +103,16 @@ fn columns(sheet: &Sheet<'_>, choice: &Choice) -> Vec<Column> {
                 time(figures.all_reduce_ms / sums)
             ));
         }
-        let hop = columns.last().map(|before| {
-            let bytes = d_model * wire_bytes(plan.wire.hop);
-            let seconds = links.get(leader(&before.nodes), leader(&nodes)).time(bytes);
-            [Bytes(bytes as u64).to_string(), time(seconds * 1e3)]
-        });
+        let hop = columns.last().map(|before| hop(&before.nodes, &nodes));
         let title = format!("Stage {index}: layers {}", span(stage.layers));
-        columns.push(Column { title, about, nodes, hop });
+        columns.push(Column { title, about, tied: nodes.len() > 1, nodes, hop });
     }
     let apart: Vec<NodeId> =
         plan.head.iter().map(|head| head.node).filter(|node| plan.place(*node).is_none()).collect();
     if !apart.is_empty() {
         let title = "Output head alone".to_owned();
-        columns.push(Column { title, about: String::new(), nodes: apart, hop: None });
+        let hop = columns.last().map(|before| hop(&before.nodes, &apart));
+        columns.push(Column { title, about: String::new(), nodes: apart, tied: false, hop });
     }
     columns
 }
@@ -134,7 +138,7 @@ fn draw_column(
     scene.text((x, top + 31.0), column.about.as_str(), Style::new(11.0).paint(Paint::Muted));
     let boxes = column.nodes.len() as f64;
     let (from, to) = (top + HEAD, top + HEAD + boxes * (BOX.1 + GAP.1) - GAP.1);
-    if boxes > 1.0 {
+    if column.tied {
         // Boards of a group are tied together: they add up partial sums.
         scene.line((x - 8.0, from + 10.0), (x - 8.0, to - 10.0), 2.0, SENDING);
         for at in 0..column.nodes.len() {
@@ -146,7 +150,7 @@ fn draw_column(
         let y = from + BOX.1 / 2.0;
         // Out of the column before; at the start of a row from the edge.
         let start = if first { x - MARGIN } else { x - GAP.0 };
-        let end = if boxes > 1.0 { x - 8.0 } else { x };
+        let end = if column.tied { x - 8.0 } else { x };
         scene.line((start, y), (end, y), 2.0, Paint::Muted);
         scene.line((end - 7.0, y - 5.0), (end, y), 2.0, Paint::Muted);
         scene.line((end - 7.0, y + 5.0), (end, y), 2.0, Paint::Muted);
@@ -174,7 +178,9 @@ fn draw_board(scene: &mut Scene, sheet: &Sheet<'_>, choice: &Choice, node: NodeI
     if let Some(kind) = sheet.ground.kinds.get(&node) {
         scene.text((left, y + 36.0), fitted(&kind.title, muted, inner), muted);
     }
-    let pieces = work(&choice.chosen.plan, sheet.spec, node).join(" · ");
+    let pieces = work(&choice.chosen.plan, sheet.spec, node);
+    let pieces: Vec<&str> = pieces.iter().map(String::as_str).filter(|piece| !piece.is_empty()).collect();
+    let pieces = pieces.join(" · ");
     scene.text((left, y + 57.0), fitted(&pieces, small, inner), small);
     let (used, usable) = (figures.memory.total(), figures.usable);
     scene.text((left, y + 77.0), format!("{used} of {usable}"), muted);
@@ -237,10 +243,12 @@ fn foot(scene: &mut Scene, choice: &Choice, (width, top): (f64, f64)) {
     let style = Style::new(12.0);
     let mut line = String::new();
     let mut y = top + 40.0;
-    for word in choice.reason.split_whitespace() {
+    // The first sentence; the rest is on the sheet.
+    let reason = choice.reason.split(". ").next().unwrap_or_default();
+    for word in reason.split_whitespace() {
         let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
         if text_width(&longer, style) > width - 2.0 * MARGIN && !line.is_empty() {
-            // Two lines of reason; the rest is on the sheet.
+            // Two lines at most.
             if y > top + 50.0 {
                 line.push('…');
                 break;

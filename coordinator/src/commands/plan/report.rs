@@ -37,7 +37,8 @@ pub(super) struct PlanReport<'a> {
     missing: &'a [Missing],
     /// Usable memory of one more board with which there is a plan.
     addition_bytes: Option<Bytes>,
-    addition: Option<&'a Addition>,
+    /// Boards with which there is a plan.
+    additions: &'a [Addition],
     notes: &'a [String],
 }
 
@@ -141,7 +142,7 @@ impl<'a> PlanReport<'a> {
             missing_bytes: no_plan.map(|no_plan| no_plan.missing.0),
             missing: no_plan.map_or(&[][..], |no_plan| &no_plan.boards),
             addition_bytes: no_plan.and_then(|no_plan| no_plan.addition),
-            addition: sheet.addition.as_ref(),
+            additions: &sheet.additions,
             notes: &sheet.ground.notes,
         }
     }

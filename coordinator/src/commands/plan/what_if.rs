@@ -8,7 +8,8 @@ use shoal_core::{Bytes, ModelSpec};
 use shoal_profiles::{Board, board, boards};
 
 use super::ground::Ground;
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
+use crate::paper;
 
 /// Boards of one kind that are tried together where one is not enough.
 const MOST_ADDED: usize = 8;
@@ -24,10 +25,12 @@ const NOT_OFFERED: [&str; 1] = ["orin-nano-gpu"];
 pub(crate) struct WhatIf {
     pub(crate) profile: String,
     pub(crate) title: String,
+    /// How many of it.
+    pub(crate) count: usize,
     /// `None` where even with it nothing fits.
     pub(crate) before: Option<Figures>,
     pub(crate) after: Option<Figures>,
-    /// Whether the plan with it gives it work.
+    /// Whether the plan with them gives each of them work.
     pub(crate) used: bool,
     /// Why there is no plan with it.
     pub(crate) reason: Option<String>,
@@ -62,9 +65,11 @@ impl Figures {
     }
 }
 
-/// The smallest addition from the built-in profiles with which there is a plan.
+/// Boards of one built-in profile with which there is a plan.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Addition {
+    /// In what it is the smallest.
+    pub(crate) kind: Least,
     pub(crate) profile: String,
     pub(crate) title: String,
     pub(crate) count: usize,
@@ -73,19 +78,59 @@ pub(crate) struct Addition {
     pub(crate) after: Figures,
 }
 
-/// Plans with `board` added.
+/// What an addition is the smallest in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Least {
+    Memory,
+    Boards,
+}
+
+impl std::fmt::Display for Least {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "the least memory",
+            Self::Boards => "the fewest boards",
+        })
+    }
+}
+
+impl Addition {
+    /// As `--what-if` takes it.
+    pub(crate) fn argument(&self) -> String {
+        match self.count {
+            1 => self.profile.clone(),
+            count => format!("{count}x{}", self.profile),
+        }
+    }
+}
+
+/// A board and how many of it, from `pi5-8gb` or `2xpi5-8gb`.
+///
+/// # Errors
+/// There is no such board, or the number is none.
+pub(crate) fn boards_of(text: &str) -> Outcome<(Board, usize)> {
+    let counted = text.split_once('x').and_then(|(count, name)| Some((count.parse::<usize>().ok()?, name)));
+    let (count, name) = counted.unwrap_or((1, text));
+    if !(1..=MOST_ADDED).contains(&count) {
+        return Err(Failure::Usage(format!("--what-if {text}: 1 to {MOST_ADDED} boards can be added")));
+    }
+    Ok((board(name).map_err(paper::refused)?, count))
+}
+
+/// Plans with `count` of `board` added.
 ///
 /// # Errors
 /// There is no network to attach it by.
 pub(crate) fn what_if(
     ground: &Ground,
-    board: Board,
+    (board, count): (Board, usize),
     spec: &ModelSpec,
     workload: &Workload,
     options: &Options,
     before: Option<Figures>,
 ) -> Outcome<WhatIf> {
-    let (cluster, added) = ground.plus(std::slice::from_ref(&board))?;
+    let (cluster, added) = ground.plus(&vec![board.clone(); count])?;
     let (after, used, reason) = match choose(spec, &cluster, workload, options) {
         Ok(choice) => {
             let used = added.iter().all(|node| choice.chosen.plan.nodes().contains(node));
@@ -93,25 +138,25 @@ pub(crate) fn what_if(
         }
         Err(no_plan) => (None, false, Some(no_plan.to_string())),
     };
-    Ok(WhatIf { profile: board.name, title: board.title, before, after, used, reason })
+    Ok(WhatIf { profile: board.name, title: board.title, count, before, after, used, reason })
 }
 
-/// The addition with the least memory (of those with equal memory, of the fewest boards) that gives a plan. `None`
-/// where memory is not what is missing, or none of the additions tried does.
+/// Additions that give a plan: the one with the least memory, and the one of the fewest boards where that is another.
+/// None where memory is not what is missing, or none of those tried does.
 ///
 /// # Errors
 /// There is no network to attach boards by.
-pub(crate) fn addition(
+pub(crate) fn additions(
     ground: &Ground,
     no_plan: &NoPlan,
     spec: &ModelSpec,
     workload: &Workload,
     options: &Options,
-) -> Outcome<Option<Addition>> {
+) -> Outcome<Vec<Addition>> {
     if no_plan.refused.is_some() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    // What a board holds beside its own reserve is less what is asked to be kept free.
+    // What is asked to be kept free on every board is not added.
     let holds = |board: &Board| board.usable.saturating_sub(options.reserve).0;
     let offered = boards().iter().filter(|name| !NOT_OFFERED.contains(name));
     let known: Vec<Board> = offered.filter_map(|name| board(name).ok()).collect();
@@ -120,18 +165,27 @@ pub(crate) fn addition(
         let counts = (1..=MOST_ADDED).map(|count| (count as u64 * holds(board), count, board));
         tries.extend(counts.filter(|(memory, ..)| *memory >= no_plan.missing.0.max(1)));
     }
-    tries.sort_by_key(|(memory, count, _)| (*memory, *count));
-    for (_, count, board) in tries.into_iter().take(MOST_TRIED) {
-        let (cluster, _) = ground.plus(&vec![board.clone(); count])?;
-        if let Ok(choice) = choose(spec, &cluster, workload, options) {
-            return Ok(Some(Addition {
-                profile: board.name.clone(),
-                title: board.title.clone(),
-                count,
-                usable_bytes: board.usable,
-                after: Figures::of(&choice),
-            }));
+    let mut out: Vec<Addition> = Vec::new();
+    for kind in [Least::Memory, Least::Boards] {
+        tries.sort_by_key(|(memory, count, _)| match kind {
+            Least::Memory => (*memory, *count as u64),
+            Least::Boards => (*count as u64, *memory),
+        });
+        for &(_, count, board) in tries.iter().take(MOST_TRIED) {
+            let (cluster, _) = ground.plus(&vec![board.clone(); count])?;
+            let Ok(choice) = choose(spec, &cluster, workload, options) else { continue };
+            if out.iter().all(|other| other.profile != board.name || other.count != count) {
+                out.push(Addition {
+                    kind,
+                    profile: board.name.clone(),
+                    title: board.title.clone(),
+                    count,
+                    usable_bytes: board.usable,
+                    after: Figures::of(&choice),
+                });
+            }
+            break;
         }
     }
-    Ok(None)
+    Ok(out)
 }

@@ -113,12 +113,17 @@ impl Pins {
     }
 }
 
+/// As people count: both ends included.
+fn counted(span: Span) -> String {
+    if span.len() < 2 { span.first.to_string() } else { format!("{} to {}", span.first, span.end - 1) }
+}
+
 fn name(pin: &Pin, devices: &[Device]) -> String {
     let node = pin.node();
     let known = devices.iter().find(|device| device.node == node);
     let who = known.map_or_else(|| node.short(), |device| device.name.clone());
     match pin {
-        Pin::Layers { span, .. } => format!("the pin of layers {} to {} on {who}", span.first, span.end),
-        Pin::QHeads { span, .. } => format!("the pin of query heads {} to {} on {who}", span.first, span.end),
+        Pin::Layers { span, .. } => format!("the pin of layers {} on {who}", counted(*span)),
+        Pin::QHeads { span, .. } => format!("the pin of query heads {} on {who}", counted(*span)),
     }
 }
