@@ -224,7 +224,7 @@ impl Stand<'_> {
                 seq,
                 tokens: tokens_of_prompt,
                 max_new: tokens,
-                params: SamplingParams::greedy(),
+                params: SamplingParams { seed: self.work.seed, ..SamplingParams::default() },
                 // Texts go on to their full length, whatever they say.
                 stop_tokens: Vec::new(),
             })));

@@ -54,11 +54,11 @@ pub(crate) struct Figure {
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 28.0;
 const GAP: f64 = 24.0;
-const PANEL_HEIGHT: f64 = 250.0;
+const PANEL_HEIGHT: f64 = 258.0;
 /// Left of a panel's axis: its numbers.
 const NUMBERS: f64 = 44.0;
 /// Above a panel's plot: title and unit.
-const HEAD: f64 = 46.0;
+const HEAD: f64 = 54.0;
 /// Below it: labels of two lines.
 const FOOT: f64 = 38.0;
 const WIDEST_BAR: f64 = 34.0;

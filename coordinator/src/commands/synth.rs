@@ -1,7 +1,7 @@
 //! `shoal synth`: a random-weight model of a real shape, for speed and memory on boards without a download.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -31,6 +31,9 @@ pub(crate) struct SynthArgs {
     /// Layers, where the shape's own are too many to fit
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     layers: Option<u32>,
+    /// Leave the weights out: the file has its length and takes no space, for workers that hold none (--dry)
+    #[arg(long, conflicts_with = "seed")]
+    hollow: bool,
     /// Write over a file that exists
     #[arg(long)]
     force: bool,
@@ -81,31 +84,62 @@ pub(crate) fn run(args: SynthArgs) -> Outcome {
     // Under another name until it is whole, so that a full disk or Ctrl-C leaves no half of a model.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(".".as_ref());
     let temporary = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    let bytes = write(&shape, &args.quant, args.seed, temporary.as_file())
+    let seed = (!args.hollow).then_some(args.seed);
+    let bytes = write(&shape, &args.quant, seed, temporary.as_file())
         .map_err(|error| Failure::machine(format!("write {}", path.display()), error))?;
     temporary.persist(&path).map_err(|error| failed(error.error))?;
     if args.json {
         let path = path.display().to_string();
         return out::json(&serde_json::json!({
-            "path": path, "bytes": bytes, "shape": shape.name, "quant": args.quant.name, "seed": args.seed,
-            "layers": shape.n_layers,
+            "path": path, "bytes": bytes, "shape": shape.name, "quant": args.quant.name, "seed": seed,
+            "layers": shape.n_layers, "hollow": args.hollow,
         }));
     }
-    out::line(&format!("{}: {} of random weights", path.display(), Bytes(bytes)))
+    let what = if args.hollow { "hollow, no weights" } else { "random weights" };
+    out::line(&format!("{}: {}, {what}", path.display(), Bytes(bytes)))
 }
 
-fn write(shape: &Shape, quant: &FileTypeArg, seed: u64, file: &File) -> anyhow::Result<u64> {
+/// Writes the model, hollow without a seed.
+fn write(shape: &Shape, quant: &FileTypeArg, seed: Option<u64>, file: &File) -> anyhow::Result<u64> {
     let bar = indicatif::ProgressBar::new(0)
         .with_style(style())
         .with_message(format!("{} {}", shape.name, quant.name));
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
-    let bytes = synth::write(shape, quant.kind, seed, &mut writer, |done, total| {
+    let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    })?;
-    writer.flush()?;
+    };
+    let bytes = if let Some(seed) = seed {
+        let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
+        let bytes = synth::write(shape, quant.kind, seed, &mut writer, progress)?;
+        writer.flush()?;
+        bytes
+    } else {
+        let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, Holes(file));
+        let bytes = synth::write_hollow(shape, quant.kind, &mut writer, progress)?;
+        writer.flush()?;
+        // What ends in a hole ends where the last byte was written.
+        file.set_len(bytes)?;
+        bytes
+    };
     bar.finish_and_clear();
     Ok(bytes)
+}
+
+/// A file in which zeros are not written but skipped.
+struct Holes<'a>(&'a File);
+
+impl Write for Holes<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.iter().any(|&byte| byte != 0) {
+            return self.0.write(bytes);
+        }
+        self.0.seek(SeekFrom::Current(bytes.len() as i64))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn style() -> indicatif::ProgressStyle {

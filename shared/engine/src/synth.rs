@@ -45,7 +45,56 @@ pub fn write(
     file: FileType,
     seed: u64,
     out: impl Write,
+    progress: impl FnMut(u64, u64),
+) -> Result<u64, SynthError> {
+    let mut failed = None;
+    let written = write_tensors(shape, file, out, progress, |tensor, info, out| {
+        // The file's place in the stream of random numbers depends on the tensor alone.
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(info.offset);
+        match pool(tensor, &mut rng) {
+            Ok(pool) => write_rows(tensor, info, &pool, &mut rng, out),
+            Err(source) => {
+                failed = Some(SynthError::Quantize { kind: tensor.kind, source });
+                Err(std::io::Error::other("quantizing failed"))
+            }
+        }
+    });
+    failed.map_or(written, Err)
+}
+
+/// Writes a model of `shape` whose weights are all zero bytes, for workers that hold no weights: through a
+/// writer that leaves holes for zeros it takes no space. Otherwise as [`write()`].
+///
+/// # Errors
+/// The shape has too small a vocabulary, or writing failed.
+pub fn write_hollow(
+    shape: &Shape,
+    file: FileType,
+    out: impl Write,
+    progress: impl FnMut(u64, u64),
+) -> Result<u64, SynthError> {
+    let zeros = vec![0; HOLLOW_CHUNK];
+    write_tensors(shape, file, out, progress, |_, info, out| {
+        let mut left = info.bytes;
+        while left > 0 {
+            let chunk = left.min(HOLLOW_CHUNK as u64);
+            out.write_all(&zeros[..chunk as usize])?;
+            left -= chunk;
+        }
+        Ok(())
+    })
+}
+
+/// Zeros written at once: many blocks of any file system.
+const HOLLOW_CHUNK: usize = 4 << 20;
+
+fn write_tensors(
+    shape: &Shape,
+    file: FileType,
+    out: impl Write,
     mut progress: impl FnMut(u64, u64),
+    mut fill: impl FnMut(&TensorSpec, &TensorInfo, &mut dyn Write) -> std::io::Result<()>,
 ) -> Result<u64, SynthError> {
     let spec = shape.spec(file);
     let mut writer = GgufWriter::new();
@@ -58,25 +107,14 @@ pub fn write(
     let total = spec.total_bytes().0;
     let mut tensors = spec.tensors.iter();
     let mut done = 0;
-    let mut failed = None;
     let written = writer.write(out, |info, out| {
         let Some(tensor) = tensors.next() else { return Ok(()) };
-        // The file's place in the stream of random numbers depends on the tensor alone.
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(info.offset);
-        match pool(tensor, &mut rng) {
-            Ok(pool) => write_rows(tensor, info, &pool, &mut rng, out)?,
-            Err(source) => {
-                failed = Some(SynthError::Quantize { kind: tensor.kind, source });
-                return Err(std::io::Error::other("quantizing failed"));
-            }
-        }
+        fill(tensor, info, out)?;
         done += info.bytes;
         progress(done, total);
         Ok(())
-    });
-    failed.map_or(Ok(()), Err)?;
-    Ok(written?)
+    })?;
+    Ok(written)
 }
 
 fn write_rows(
@@ -185,6 +223,22 @@ mod tests {
                 assert_eq!((info.kind, info.bytes), (tensor.kind, tensor.bytes().0));
             }
         }
+    }
+
+    #[test]
+    fn a_hollow_file_has_the_same_header_and_no_weights() {
+        let shape = Shape::from_name("stories").unwrap();
+        let file = FileType::Uniform(QuantType::Q4_0);
+        let (mut full, mut hollow) = (Vec::new(), Vec::new());
+        write(shape, file, 7, &mut full, |_, _| {}).unwrap();
+        let mut heard = 0;
+        write_hollow(shape, file, &mut hollow, |done, _| heard = done).unwrap();
+        assert_eq!(full.len(), hollow.len());
+        assert_eq!(heard, shape.spec(file).total_bytes().0);
+        let gguf = Gguf::parse(hollow.as_slice(), hollow.len() as u64).unwrap();
+        let first = gguf.tensors().iter().map(|info| info.offset).min().unwrap() as usize;
+        assert!(full[..first] == hollow[..first], "the headers differ");
+        assert!(hollow[first..].iter().all(|&byte| byte == 0));
     }
 
     #[test]
