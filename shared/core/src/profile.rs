@@ -159,7 +159,13 @@ impl DeviceProfile {
         for entry in &self.attention {
             within("attention rate", entry.rate.median.0, 1e3, 1e14)?;
         }
-        within("overhead per phase", self.phase_overhead.median.0, 1e-9, 10.0)
+        within("overhead per phase", self.phase_overhead.median.0, 1e-9, 10.0)?;
+        let rates = self
+            .rates
+            .iter()
+            .flat_map(|rate| rate.batched.iter().map(|entry| entry.rate.spread).chain([rate.stream.spread]));
+        let attention = self.attention.iter().map(|entry| entry.rate.spread);
+        spreads(rates.chain(attention).chain([self.phase_overhead.spread]))
     }
 
     /// What of a sound profile is hardly that of any machine: a person should look at it.
@@ -221,7 +227,9 @@ impl LinkFigures {
             within("round trip", trip.time.median.0, 1e-8, 120.0)?;
         }
         within("link bandwidth", self.bandwidth.median.0, 1.0, 1e13)?;
-        within("processor time of a message", self.message_cpu.median.0, 1e-9, 10.0)
+        within("processor time of a message", self.message_cpu.median.0, 1e-9, 10.0)?;
+        let trips = self.round_trips.iter().map(|trip| trip.time.spread);
+        spreads(trips.chain([self.bandwidth.spread, self.message_cpu.spread]))
     }
 }
 
@@ -244,6 +252,10 @@ fn within(what: &'static str, value: f64, least: f64, most: f64) -> Result<(), P
     } else {
         Err(ProfileError::Figure { what, value, least, most })
     }
+}
+
+fn spreads(mut of: impl Iterator<Item = f32>) -> Result<(), ProfileError> {
+    of.try_for_each(|spread| within("spread", spread.into(), 0.0, f32::MAX.into()))
 }
 
 fn list<T>(what: &'static str, entries: &[T]) -> Result<(), ProfileError> {
@@ -322,4 +334,117 @@ pub enum Grade {
     Dilated,
     /// (c) No weights, no arithmetic: the time is slept, texts mean nothing.
     Dry,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile() -> DeviceProfile {
+        DeviceProfile {
+            rates: vec![KindRate {
+                kind: QuantType::Q8_0,
+                stream: Measured::exact(BytesPerSec(8.5e9)),
+                batched: [(1, 8e9), (16, 40e9)]
+                    .map(|(rows, rate)| BatchRate { rows, rate: Measured::exact(MacsPerSec(rate)) })
+                    .to_vec(),
+            }],
+            attention: ContextRate::flat(BytesPerSec(4e9)),
+            phase_overhead: Measured::exact(Seconds(5e-6)),
+            threads: 4,
+            kernel_set: "k".to_owned(),
+        }
+    }
+
+    fn link() -> LinkFigures {
+        LinkFigures {
+            round_trips: [(64, 1e-4), (4096, 2e-4)]
+                .map(|(bytes, time)| RoundTrip { bytes, time: Measured::exact(Seconds(time)) })
+                .to_vec(),
+            bandwidth: Measured::exact(BytesPerSec(1e8)),
+            message_cpu: Measured::exact(Seconds(1e-5)),
+            shared: false,
+        }
+    }
+
+    const ABSURD: [f64; 6] = [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-300];
+
+    #[test]
+    fn absurd_figures_of_a_device_are_refused_wherever_they_are() {
+        assert_eq!(profile().check(), Ok(()));
+        for value in ABSURD {
+            let places: [fn(&mut DeviceProfile, f64); 4] = [
+                |profile, value| profile.rates[0].stream.median.0 = value,
+                |profile, value| profile.rates[0].batched[1].rate.median.0 = value,
+                |profile, value| profile.attention[0].rate.median.0 = value,
+                |profile, value| profile.phase_overhead.median.0 = value,
+            ];
+            for place in places {
+                let mut absurd = profile();
+                place(&mut absurd, value);
+                assert!(matches!(absurd.check(), Err(ProfileError::Figure { .. })), "{absurd:?}");
+            }
+        }
+        for spread in [-1.0, f32::NAN, f32::INFINITY] {
+            let mut absurd = profile();
+            absurd.rates[0].batched[0].rate.spread = spread;
+            assert!(absurd.check().is_err(), "{spread}");
+        }
+    }
+
+    #[test]
+    fn lists_of_a_device_are_there_and_rise_and_end() {
+        let mut none = profile();
+        none.rates.clear();
+        assert!(matches!(none.check(), Err(ProfileError::Missing { .. })));
+        let mut falling = profile();
+        falling.rates[0].batched.reverse();
+        assert!(matches!(falling.check(), Err(ProfileError::Order { .. })));
+        let mut zero = profile();
+        zero.attention[0].context = 0;
+        assert!(matches!(zero.check(), Err(ProfileError::Order { .. })));
+        let mut many = profile();
+        let entry = many.attention[0];
+        many.attention =
+            (1..=PROFILE_ENTRIES as u32 + 1).map(|context| ContextRate { context, ..entry }).collect();
+        assert!(matches!(many.check(), Err(ProfileError::TooMany { .. })));
+    }
+
+    #[test]
+    fn absurd_figures_of_a_link_are_refused() {
+        assert_eq!(link().check(), Ok(()));
+        for value in ABSURD {
+            let places: [fn(&mut LinkFigures, f64); 3] = [
+                |link, value| link.round_trips[0].time.median.0 = value,
+                |link, value| link.bandwidth.median.0 = value,
+                |link, value| link.message_cpu.median.0 = value,
+            ];
+            for place in places {
+                let mut absurd = link();
+                place(&mut absurd, value);
+                assert!(absurd.check().is_err(), "{absurd:?}");
+            }
+        }
+        let mut falling = link();
+        falling.round_trips.reverse();
+        assert!(falling.check().is_err());
+        let same = LinkProfile { from: NodeId([1; 16]), to: NodeId([1; 16]), figures: link() };
+        assert!(same.check().is_err());
+    }
+
+    #[test]
+    fn what_outdoes_its_own_hardware_is_doubted() {
+        assert_eq!(profile().doubt(), None);
+        let mut fast = profile();
+        // Sound, but it would multiply in streaming what it cannot multiply in batches.
+        fast.rates[0].stream.median.0 = 1e12;
+        assert_eq!(fast.check(), Ok(()));
+        assert!(fast.doubt().is_some_and(|reason| reason.contains("streams")));
+        let mut batches = profile();
+        batches.rates[0].batched[1].rate.median.0 = 1e16;
+        assert!(batches.doubt().is_some_and(|reason| reason.contains("batches")));
+        let mut attention = profile();
+        attention.attention[0].rate.median.0 = 1e13;
+        assert!(attention.doubt().is_some_and(|reason| reason.contains("attention")));
+    }
 }

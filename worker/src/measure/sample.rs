@@ -38,7 +38,7 @@ impl Samples {
         let Some(median) = self.median() else { return 0.0 };
         let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        ((most - least) / median.abs().max(f64::MIN_POSITIVE)) as f32
+        ((most - least) / median.abs().max(f64::MIN_POSITIVE)).min(f32::MAX.into()) as f32
     }
 
     /// The figure that `of` makes of the median, with this spread.
