@@ -64,7 +64,13 @@ fn header(sheet: &Sheet<'_>, ink: Ink) -> String {
         workload.prompt_len
     );
     let boards = ground.cluster.devices.len();
-    let second = format!("{}: {} with {} for models", ground.title, count(boards, "board"), ground.usable());
+    let second = format!(
+        "{}: {}{} with {} for models",
+        ground.title,
+        count(boards, "board"),
+        kinds(sheet).map_or_else(String::new, |kinds| format!(" ({kinds})")),
+        ground.usable()
+    );
     let mut out = format!("{first}\n{second}\n");
     for note in &ground.notes {
         out.push_str(&format!("{}\n", ink.dim(note)));

@@ -74,6 +74,9 @@ pub(crate) struct RawSeries {
 /// The least and the most a figure may be.
 pub(crate) type Range = (f64, f64);
 
+/// Figures over rising amounts.
+pub(crate) type Series = Vec<(u32, Measured<f64>)>;
+
 /// What the figures of a file are checked with: the name of the file for messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Check<'a> {
@@ -184,7 +187,7 @@ impl Check<'_> {
         over: &str,
         raw: Option<&RawSeries>,
         range: Range,
-    ) -> Result<(Vec<(u32, Measured<f64>)>, Mark), ProfileFileError> {
+    ) -> Result<(Series, Mark), ProfileFileError> {
         let raw = raw.ok_or_else(|| self.missing(key))?;
         for (name, list) in [("rows", &raw.rows), ("context", &raw.context), ("bytes", &raw.bytes)] {
             if name != over && list.is_some() {
