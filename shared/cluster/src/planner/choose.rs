@@ -201,6 +201,6 @@ fn with(planner: &Planner<'_>, chosen: &Priced, node: NodeId, goal: Goal) -> Opt
         None => Family::Any,
     };
     let ask = planner.ask(family, chosen.plan.strategy, false, goal, &[]);
-    let found = heuristic::with_node(&ask, &chosen.plan, node)?;
+    let found = heuristic::near(&ask, &chosen.plan, Some(node))?;
     planner.priced(found.plan).ok()
 }

@@ -144,7 +144,7 @@ pub(super) fn addition(planner: &Planner<'_>, family: Family, missing: Bytes) ->
             Objective::Throughput | Objective::Energy => Goal::Throughput,
         };
         let ask = planner.ask(family, Strategy::Hybrid, false, goal, &[]);
-        heuristic::fits(&heuristic::Ask { cluster: &cluster, ..ask }).then_some(usable)
+        heuristic::find(&heuristic::Ask { cluster: &cluster, ..ask }).0.map(|_| usable)
     })
 }
 

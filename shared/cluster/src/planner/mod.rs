@@ -1,8 +1,37 @@
 //! The planner: a plan by each of the five strategies, priced side by side, and the one to take.
 //!
 //! A function of its arguments: the same model, cluster, workload and options give the same plans,
-//! whatever the order of the devices. Memory is a hard constraint. Where no plan fits, the answer says
-//! which bytes are missing on which node. Nothing is measured and nobody is spoken to here.
+//! whatever the order of the devices. Memory is a hard constraint: every plan is weighed by
+//! [`shoal_core::shard::footprint`], as the worker does. Where no plan fits, the answer says which bytes are missing on
+//! which node. Nothing is measured and nobody is spoken to here.
+//!
+//! # What is exact
+//! Up to [`exact::DEVICES`] devices, `single`, `adaptive-layer`, `head` and `hybrid` are each the best plan of their
+//! kind by [`exact`]: of all ordered disjoint groups of devices, contiguous layers, query heads and blocks of
+//! feed-forward columns by rank under joint memory, with the output head on the last group or on all devices. Best means
+//! by the cost model's prediction, no more: what it leaves out (processor time beside kernels, other traffic, the
+//! spread of what was measured) is left out here. Together the four kinds are all plans of that space, so the best of
+//! the five strategies is the best plan, "do not distribute" included. [`Choice::optimal`] says whether the proof was
+//! finished within [`Options::effort`]; if not, [`Choice::gap`] bounds what is missed.
+//!
+//! # What is not
+//! - The exact search places the head's rows by three rules. A plan it proves best is then looked around by local
+//!   search, which places them freely and prices far fewer plans; where that is better, it is taken.
+//! - Beyond that many devices, and with an effort of 0, plans come from [`heuristic`]: no proof, and the gap is to a lower
+//!   bound that few clusters can reach. `tests/heuristic.rs` holds it against the exact search on random clusters.
+//! - The chunk of prefill is the largest that fits the plan that decodes best; it is not traded against decoding.
+//! - Energy has no search of its own: the least of plans made for speed is taken ([`energy`]).
+//! - `static-layer` is one plan: equal layers and equal parts of the head, by node id.
+//!
+//! | module | lives there |
+//! |---|---|
+//! | `choose` | the entry, the choice between strategies, who is left out |
+//! | `strategies` | what each strategy asks of which search |
+//! | `problem`, `shares`, [`exact`] | the exact search |
+//! | `heuristic` | the search for any number of devices |
+//! | `bound`, `lack`, `pins`, `energy` | what no plan beats, what is missing, what is given, what draws least |
+//! | `advice` | why, and what limits, for people |
+//! | `build`, `share` | plans from counts, counts from weights |
 
 mod advice;
 mod bound;
@@ -118,7 +147,8 @@ impl fmt::Display for Infeasible {
 pub struct Outcome {
     pub strategy: Strategy,
     pub result: Result<Priced, Infeasible>,
-    /// Whether the plan is proven the best of its strategy, or it is proven that there is none.
+    /// Whether it is proven that no plan of the strategy is better, of the space the exact search covers, or that there
+    /// is none.
     pub optimal: bool,
     /// How much better than the plan's figure the strategy's best could be at most, as a part of the figure: 0 when
     /// optimal.
@@ -162,7 +192,8 @@ pub struct Choice {
     pub figure: f64,
     /// No plan on these devices has a lower figure.
     pub bound: f64,
-    /// Whether the chosen plan is proven the best of all (of the strategy asked for, if one was).
+    /// Whether it is proven that no plan is better (of the strategy asked for, if one was), of the space the exact search
+    /// covers.
     pub optimal: bool,
     /// How much lower than `figure` the best could be at most, as a part of it: 0 when optimal.
     pub gap: f64,

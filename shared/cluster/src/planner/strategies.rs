@@ -27,6 +27,9 @@ pub(super) struct Planner<'a> {
     pub(super) problem: Problem<'a>,
 }
 
+/// A plan outside the exact search's space is taken where it is better by more than this part.
+const FINER: f64 = 1e-3;
+
 /// A search's answer.
 #[derive(Debug, Clone)]
 pub(super) struct Attempt {
@@ -165,12 +168,19 @@ impl<'a> Planner<'a> {
     /// The best plan of a family that can be found.
     fn search(&self, family: Family, strategy: Strategy, use_all: bool, goal: Goal) -> Attempt {
         let mut known = None;
-        if self.exact() {
+        // More devices than layers cannot all have one: as many as can be is not a question for the exact search.
+        let too_many = family == Family::Layers && self.cluster.devices.len() > self.spec.n_layers as usize;
+        if self.exact() && !(use_all && too_many) {
             let work = self.options.effort.map_or(exact::WORK, |effort| effort / SEARCHES);
             let query = Query { goal, family, use_all, pins: &self.options.pins, strategy, work };
             match exact::solve(&self.problem, &query) {
                 Ok(solution) if solution.optimal => {
+                    // The exact search places the output head by rules; a finer placing may be better still.
+                    let ask = self.ask(family, strategy, use_all, goal, &[]);
+                    let finer = heuristic::near(&ask, &solution.plan, None)
+                        .filter(|found| found.score < solution.cost * (1.0 - FINER));
                     let exact::Solution { plan, bound, work, .. } = solution;
+                    let plan = finer.map_or(plan, |found| found.plan);
                     return Attempt { plan: Some(plan), bound, proven: true, work };
                 }
                 Ok(solution) => known = Some(solution),

@@ -36,6 +36,8 @@ pub(super) struct Table<'t, 'd> {
     pub(super) deck: &'t Deck<'d>,
     groups: RefCell<BTreeMap<(Vec<u16>, u32, Role), Rc<Group>>>,
     none: Vec<f64>,
+    /// Whether devices without layers may have some of the output head.
+    everyone: bool,
     /// Lists priced.
     pub(super) priced: Cell<u64>,
 }
@@ -44,9 +46,9 @@ pub(super) struct Table<'t, 'd> {
 const REMEMBERED: usize = 200_000;
 
 impl<'t, 'd> Table<'t, 'd> {
-    pub(super) fn new(deck: &'t Deck<'d>) -> Self {
+    pub(super) fn new(deck: &'t Deck<'d>, everyone: bool) -> Self {
         let none = vec![0.0; deck.nodes.len()];
-        Self { deck, groups: RefCell::default(), none, priced: Cell::new(0) }
+        Self { deck, groups: RefCell::default(), none, everyone, priced: Cell::new(0) }
     }
 
     /// The group with shares for steps of `rows` rows.
@@ -77,11 +79,25 @@ impl<'t, 'd> Table<'t, 'd> {
             return None;
         }
         let rows = self.deck.rows(groups.len());
+        let need = f64::from(self.deck.tiles) * self.deck.bulk.tile;
+        let part = |memory: f64| (need / memory * PARTS).ceil();
         let used: f64 = groups.iter().flatten().map(|&device| self.deck.usable[usize::from(device)]).sum();
-        let part = (f64::from(self.deck.tiles) * self.deck.bulk.tile / used * PARTS).ceil();
+        // The head on the last group, on all devices with layers, or on all devices there are.
+        let mut ways = vec![(HeadPart::Whole, Vec::new())];
+        if last > 0 && part(used) < PARTS {
+            ways.push((HeadPart::Part(part(used) as u8), Vec::new()));
+        }
+        if self.everyone {
+            let unused: Vec<u16> = (0..self.deck.nodes.len() as u16)
+                .filter(|device| !groups.iter().any(|group| group.contains(device)))
+                .collect();
+            let all: f64 = self.deck.usable.iter().sum();
+            if !unused.is_empty() && part(all) < PARTS {
+                ways.push((HeadPart::Part(part(all) as u8), unused));
+            }
+        }
         let mut best: Option<Layout> = None;
-        let parts = (last > 0 && part < PARTS).then_some(HeadPart::Part(part as u8));
-        for head in std::iter::once(HeadPart::Whole).chain(parts) {
+        for (head, unused) in ways {
             let of = |(at, devices): (usize, &Vec<u16>)| {
                 let head = match head {
                     HeadPart::Whole if at != last => HeadPart::None,
@@ -94,7 +110,7 @@ impl<'t, 'd> Table<'t, 'd> {
                 }
             };
             let made: Vec<Rc<Group>> = groups.iter().enumerate().map(of).collect();
-            let found = self.laid(groups, made, rows, head);
+            let found = self.laid(groups, made, rows, head, &unused);
             if best.as_ref().is_none_or(|best| found.score < best.score) {
                 best = Some(found);
             }
@@ -102,7 +118,14 @@ impl<'t, 'd> Table<'t, 'd> {
         best
     }
 
-    fn laid(&self, groups: &[Vec<u16>], made: Vec<Rc<Group>>, rows: u32, head: HeadPart) -> Layout {
+    fn laid(
+        &self,
+        groups: &[Vec<u16>],
+        made: Vec<Rc<Group>>,
+        rows: u32,
+        head: HeadPart,
+        unused: &[u16],
+    ) -> Layout {
         let deck = self.deck;
         let whole = made.last().and_then(|group| group.head.clone()).filter(|_| head == HeadPart::Whole);
         let mut beside = vec![0.0; made.len()];
@@ -133,7 +156,7 @@ impl<'t, 'd> Table<'t, 'd> {
                         busy.iter().zip(&beside).map(|(busy, beside)| busy + beside).fold(0.0, f64::max);
                     (tiles, *time, longest)
                 }
-                None => self.spread(&made, layers, &busy, &leaders, rows)?,
+                None => self.spread(&made, layers, &busy, (&leaders, unused), rows)?,
             };
             let tiles: Vec<(u16, u32)> = tiles.into_iter().filter(|entry| entry.1 > 0).collect();
             let links = &deck.cluster.links;
@@ -186,33 +209,40 @@ impl<'t, 'd> Table<'t, 'd> {
         made: &[Rc<Group>],
         layers: &[usize],
         busy: &[f64],
-        leaders: &[usize],
+        (leaders, unused): (&[usize], &[u16]),
         rows: u32,
     ) -> Option<(Vec<(u16, u32)>, f64, f64)> {
         let deck = self.deck;
         let speeds = deck.speeds(rows);
         let last = made.len() - 1;
-        let remote: usize = made[..last].iter().map(|group| group.devices.len()).sum();
+        let remote = made[..last].iter().map(|group| group.devices.len()).sum::<usize>() + unused.len();
         let hop = deck.hop_bytes(rows);
         let mut devices = Vec::new();
         // Moving, computing without and with what the device does before, by device.
         let mut lines: Vec<Line> = Vec::new();
         let mut before = Vec::new();
         let mut moves = Vec::new();
+        let mut add = |device: u16, most: u32, busy: f64, apart: bool| {
+            let speed = &speeds[usize::from(device)];
+            let moved = if apart {
+                let link = *deck.link(leaders[last], device.into());
+                crate::cost::predict::head_move(link, remote, made[last].devices.len(), hop)
+            } else {
+                0.0
+            };
+            devices.push(device);
+            lines.push(Line { first: speed.overhead + moved, each: speed.tile, most });
+            before.push(busy);
+            moves.push(moved);
+        };
         for (stage, group) in made.iter().enumerate() {
             for (&device, most) in group.devices.iter().zip(group.tiles(deck, layers[stage])) {
-                let speed = &speeds[usize::from(device)];
-                let moved = if stage == last {
-                    0.0
-                } else {
-                    let link = *deck.link(leaders[last], device.into());
-                    crate::cost::predict::head_move(link, remote, made[last].devices.len(), hop)
-                };
-                devices.push(device);
-                lines.push(Line { first: speed.overhead + moved, each: speed.tile, most });
-                before.push(busy[stage]);
-                moves.push(moved);
+                add(device, most, busy[stage], stage != last);
             }
+        }
+        for &device in unused {
+            let room = (deck.usable[usize::from(device)] - deck.bulk.head) / deck.bulk.tile;
+            add(device, room.max(0.0) as u32, 0.0, true);
         }
         let measure = |tiles: &[u32]| {
             let (mut head, mut longest) = (0.0_f64, 0.0_f64);

@@ -6,6 +6,7 @@ use shoal_core::shard;
 use super::super::build::{Arrangement, RankShare, StageShares, plan_from_shares};
 use super::arrange::{Layout, Table, UNFIT};
 use super::deck::Deck;
+use super::legal_chunks;
 use crate::cost::link::cheapest;
 use crate::cost::model::wire_row;
 use crate::cost::predict::{Pricing, mean_context};
@@ -38,12 +39,35 @@ pub(super) fn finish(table: &Table<'_, '_>, groups: &[Vec<u16>], strategy: Strat
             if !deck.pins.kept(&plan) {
                 return None;
             }
+            let plan = larger_chunk(deck, plan);
             let price = price(deck, &plan);
             return Some((plan, price));
         }
         layout = table.layout(groups, Some(&spare))?;
     }
     None
+}
+
+/// The same plan with the largest chunk of prefill that fits.
+fn larger_chunk(deck: &Deck<'_>, plan: Plan) -> Plan {
+    let row = wire_row(deck.wire.sum, deck.model.d_model);
+    for chunk_tokens in legal_chunks(deck.spec).filter(|&chunk| chunk > plan.chunk_tokens) {
+        let mut parts = plan.parts().clone();
+        parts.chunk_tokens = chunk_tokens;
+        for stage in &mut parts.stages {
+            let nodes: Vec<_> = stage.ranks.iter().map(|share| share.node).collect();
+            stage.sums.prefill = cheapest(&nodes, &deck.cluster.links, f64::from(chunk_tokens) * row).0;
+        }
+        let Ok(larger) = Plan::try_new(parts, deck.spec) else { continue };
+        let fits = larger.nodes().iter().all(|&node| {
+            let usable = deck.nodes.binary_search(&node).map_or(0.0, |at| deck.usable[at]);
+            shard::footprint(&larger, deck.spec, node).total().0 as f64 <= usable
+        });
+        if fits {
+            return larger;
+        }
+    }
+    plan
 }
 
 /// What the plan costs by the deck's objective.

@@ -18,6 +18,24 @@ pub(super) const PARTS: f64 = 64.0;
 /// Rounds in which full ranks give up units and the others take them.
 const ROUNDS: usize = 8;
 
+/// Up to this many ranks, what each full one gives up is chosen for it alone.
+const EACH_RANK: usize = 10;
+
+/// What a rank keeps when it is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Heads and blocks in proportion.
+    Evenly,
+    /// Blocks: heads go first.
+    Blocks,
+    /// Heads: blocks go first.
+    Heads,
+}
+
+impl Keep {
+    const ALL: [Self; 3] = [Self::Evenly, Self::Blocks, Self::Heads];
+}
+
 /// What a group holds beside its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Role {
@@ -274,59 +292,118 @@ impl<'a, 'd> Maker<'a, 'd> {
     }
 
     /// Shares with which this many layers fit, or those by speed.
+    ///
+    /// What a full rank gives up is tried three ways, the same for all and then one rank at a time.
     fn shares(&self, layers: Option<usize>) -> Option<Step> {
         let n = self.devices.len();
+        let mut limited = vec![false; n];
+        let Some(layers) = layers else { return self.shares_by(None, &mut limited).map(|(step, _)| step) };
+        let mut best: Option<(Step, bool, Vec<Keep>)> = None;
+        let mut full = vec![false; n];
+        let better = |best: &Option<(Step, bool, Vec<Keep>)>, step: &Step, fits: bool| {
+            best.as_ref().is_none_or(|(known, known_fits, _)| match (fits, known_fits) {
+                (true, false) => true,
+                (false, true) => false,
+                _ => step.time < known.time * (1.0 - 1e-9),
+            })
+        };
+        for keep in Keep::ALL {
+            limited.fill(false);
+            let ways = vec![keep; n];
+            if let Some((step, fits)) = self.shares_by(Some((layers, &ways)), &mut limited) {
+                full.iter_mut().zip(&limited).for_each(|(full, limited)| *full |= limited);
+                if better(&best, &step, fits) {
+                    best = Some((step, fits, ways));
+                }
+            }
+        }
+        if n <= EACH_RANK {
+            for rank in (0..n).filter(|&rank| full[rank]) {
+                for keep in Keep::ALL {
+                    let Some((_, _, ways)) = &best else { break };
+                    if ways[rank] == keep {
+                        continue;
+                    }
+                    let mut ways = ways.clone();
+                    ways[rank] = keep;
+                    if let Some((step, fits)) = self.shares_by(Some((layers, &ways)), &mut limited) {
+                        if better(&best, &step, fits) {
+                            best = Some((step, fits, ways));
+                        }
+                    }
+                }
+            }
+        }
+        best.map(|(step, ..)| step)
+    }
+
+    /// The same where each rank gives up what it must in this way; also whether it fits. Ranks that had to are marked.
+    fn shares_by(&self, within: Option<(usize, &[Keep])>, limited: &mut [bool]) -> Option<(Step, bool)> {
         let (heads, blocks) = (self.deck.spec.n_heads, self.deck.blocks);
-        let mut caps = vec![(heads, blocks); n];
+        let mut caps = vec![(heads, blocks); self.devices.len()];
         let mut step = Step { layers: 0, time: 0.0, q_heads: Vec::new(), blocks: Vec::new() };
-        let rounds = if layers.is_some() { ROUNDS } else { 1 };
-        for round in 0..rounds {
+        for round in 0..ROUNDS {
             let attention = self.attention(&caps, &mut step.q_heads)?;
-            let lines: Vec<Line> = self
-                .speed
-                .iter()
-                .zip(&caps)
-                .map(|(speed, cap)| Line { first: speed.overhead, each: speed.ffn_block, most: cap.1 })
-                .collect();
+            let line = |(speed, cap): (&Speed, &(u32, u32))| Line {
+                first: speed.overhead,
+                each: speed.ffn_block,
+                most: cap.1,
+            };
+            let lines: Vec<Line> = self.speed.iter().zip(&caps).map(line).collect();
             let ffn = fill(blocks, &lines, &mut step.blocks)?;
             step.time = attention + ffn + 2.0 * self.sum;
-            let Some(layers) = layers else { break };
-            // Whoever has too much keeps as much of each as fits.
+            let Some((layers, ways)) = within else { return Some((step, true)) };
+            // Whoever has too much keeps as much as fits.
             let mut over = false;
             for (rank, cap) in caps.iter_mut().enumerate() {
                 let (q, blocks) = (step.q_heads[rank], step.blocks[rank]);
                 let (each, once) = self.bytes(q, blocks);
                 let need = each * layers as f64 + once;
                 if need > self.room[rank] {
-                    over = true;
-                    // The first rounds aim a little lower, since whole units do not shrink evenly.
-                    let part =
-                        (self.room[rank] / need).max(0.0) * if round + 2 < rounds { 1.0 } else { 0.97 };
-                    *cap = self.keep(rank, (q, blocks), part, layers);
+                    (over, limited[rank]) = (true, true);
+                    // The last rounds aim a little lower, since whole units do not shrink evenly.
+                    let slack = if round + 2 < ROUNDS { 1.0 } else { 0.97 };
+                    let part = (self.room[rank] / need).max(0.0) * slack;
+                    *cap = self.keep(rank, (q, blocks), (ways[rank], part), layers);
                 }
             }
             if !over {
-                break;
+                return Some((step, true));
             }
         }
-        Some(step)
+        Some((step, false))
     }
 
-    /// The most of this share, shrunk to about `part`, that fits the rank for so many layers: whole KV heads where
-    /// query heads share them, and blocks for the rest.
-    fn keep(&self, rank: usize, (q, blocks): (u32, u32), part: f64, layers: usize) -> (u32, u32) {
+    /// The most of this share that fits the rank for so many layers, shrunk in this way: query heads in whole KV heads,
+    /// and as many blocks as are left room for. Evenly means to about `part`.
+    fn keep(
+        &self,
+        rank: usize,
+        (q, blocks): (u32, u32),
+        (way, part): (Keep, f64),
+        layers: usize,
+    ) -> (u32, u32) {
         let bulk = &self.deck.bulk;
         let group = self.deck.spec.group_size().max(1);
-        let mut keep = (f64::from(q) * part) as u32 / group * group;
+        let block = bulk.ffn_block * layers as f64 + bulk.ffn_buffer;
+        let left_beside = |q: u32| {
+            let (each, once) = self.bytes(q, 0);
+            let norms = if q == 0 { bulk.layer } else { 0.0 };
+            self.room[rank] - (each + norms) * layers as f64 - once
+        };
+        let mut keep = match way {
+            Keep::Evenly => (f64::from(q) * part) as u32 / group * group,
+            Keep::Heads | Keep::Blocks => q,
+        };
         loop {
-            let (each, once) = self.bytes(keep, 0);
-            let left = self.room[rank] - each * layers as f64 - once - bulk.layer * layers as f64;
-            let block = bulk.ffn_block * layers as f64 + bulk.ffn_buffer;
-            if left >= 0.0 {
-                return (keep, blocks.min((left / block) as u32));
-            }
-            if keep == 0 {
-                return (0, 0);
+            let left = left_beside(keep);
+            let have = if left < 0.0 { 0 } else { blocks.min((left / block) as u32) };
+            let enough = match way {
+                Keep::Evenly | Keep::Heads => left >= 0.0,
+                Keep::Blocks => have == blocks,
+            };
+            if enough || keep == 0 {
+                return (keep, have);
             }
             keep = keep.saturating_sub(group);
         }

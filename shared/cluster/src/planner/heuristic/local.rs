@@ -15,8 +15,8 @@ const REACH: usize = 3;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules<'r> {
     pub(super) family: Family,
-    /// Every device must be used.
-    pub(super) use_all: bool,
+    /// So many devices must be used, if any number must.
+    pub(super) exactly: Option<usize>,
     /// Most devices of a plan.
     pub(super) most: usize,
     /// Devices that must be used.
@@ -38,7 +38,7 @@ impl Rules<'_> {
         };
         family
             && used <= self.most
-            && (!self.use_all || used == self.by_speed.len().min(self.most))
+            && self.exactly.is_none_or(|count| used == count)
             && self.wanted.iter().all(|device| groups.iter().any(|group| group.contains(device)))
     }
 }

@@ -48,7 +48,7 @@ pub(super) struct Ask<'q> {
     pub(super) objective: Objective,
     pub(super) family: Family,
     pub(super) strategy: Strategy,
-    /// Every device must have a part.
+    /// Every device must have a part, or as many as there are layers where each needs one of its own.
     pub(super) use_all: bool,
     /// Nodes that must have a part.
     pub(super) wanted: &'q [NodeId],
@@ -62,8 +62,6 @@ pub(super) struct Found {
     pub(super) plan: Plan,
     /// Seconds per token of one stream, or over all streams.
     pub(super) score: f64,
-    /// Lists of groups that were priced.
-    pub(super) work: u64,
 }
 
 /// Beginnings from which local search goes on, and the lists it may price from each, by number of devices.
@@ -72,54 +70,35 @@ const EFFORT: [(usize, usize, u64); 4] = [(10, 8, 3000), (32, 4, 3000), (128, 3,
 /// Layouts that are made into plans to find one that fits.
 const FINALISTS: usize = 12;
 
-/// A good plan, if one is found. `None`, and the work spent, where none fits.
-pub(super) fn find(ask: &Ask<'_>) -> (Option<Found>, u64) {
-    let row = u64::from(ask.spec.d_model) * 4;
-    let legal = |chunk: &u32| u64::from(*chunk) * row <= limits::ACTIVATION_BYTES;
-    let chunks: Vec<u32> = CHUNKS.into_iter().filter(legal).collect();
-    let (Some(&largest), Some(&smallest)) = (chunks.first(), chunks.last()) else { return (None, 0) };
-    let (found, mut work) = with_chunk(ask, largest);
-    if found.is_some() || largest == smallest {
-        return (found, work);
-    }
-    let (mut least, spent) = with_chunk(ask, smallest);
-    work += spent;
-    // What fits with a chunk fits with a smaller one.
-    let (mut too_large, mut fits) = (0, chunks.len() - 1);
-    while least.is_some() && fits - too_large > 1 {
-        let middle = usize::midpoint(too_large, fits);
-        let (found, spent) = with_chunk(ask, chunks[middle]);
-        work += spent;
-        if found.is_some() {
-            (least, fits) = (found, middle);
-        } else {
-            too_large = middle;
-        }
-    }
-    (least.map(|found| Found { work, ..found }), work)
+/// Lists of groups priced around a plan, from each of two beginnings, and those made into plans.
+const AROUND: u64 = 250;
+const AROUND_FINALISTS: usize = 3;
+
+/// Chunks of prefill that this model may have, the largest first.
+pub(super) fn legal_chunks(spec: &ModelSpec) -> impl Iterator<Item = u32> {
+    let row = u64::from(spec.d_model) * 4;
+    CHUNKS.into_iter().filter(move |&chunk| u64::from(chunk) * row <= limits::ACTIVATION_BYTES)
 }
 
-fn with_chunk(ask: &Ask<'_>, chunk_tokens: u32) -> (Option<Found>, u64) {
+/// A good plan, if one is found, and the work spent: lists of groups that were priced.
+///
+/// It is made with the smallest chunk of prefill, which leaves the most memory, and then given the largest that fits.
+pub(super) fn find(ask: &Ask<'_>) -> (Option<Found>, u64) {
+    let Some(chunk_tokens) = legal_chunks(ask.spec).last() else { return (None, 0) };
     let formats = (ask.wire, ask.epoch, chunk_tokens);
     let deck = Deck::new(ask.spec, ask.cluster, ask.workload, ask.pins, formats, ask.objective);
     let n = deck.nodes.len();
     if n == 0 {
         return (None, 0);
     }
-    let table = Table::new(&deck);
+    let table = Table::new(&deck, everyone(ask, n));
     let orders = orders(&table);
     let index = |node: &NodeId| Some(deck.nodes.binary_search(node).ok()? as u16);
     let mut wanted: Vec<u16> = ask.wanted.iter().filter_map(index).collect();
     wanted.extend(ask.pins.nodes().filter_map(|node| index(&node)));
     wanted.sort_unstable();
     wanted.dedup();
-    let rules = Rules {
-        family: ask.family,
-        use_all: ask.use_all,
-        most: ask.most,
-        wanted: &wanted,
-        by_speed: &orders[0],
-    };
+    let rules = rules(ask, &deck, &wanted, &orders[0]);
     let mut seen = Seen::new();
     let begin = seeds(&table, &rules, &orders);
     let &(_, starts, work) = EFFORT.iter().find(|(most, ..)| n <= *most).unwrap_or(&EFFORT[EFFORT.len() - 1]);
@@ -127,82 +106,98 @@ fn with_chunk(ask: &Ask<'_>, chunk_tokens: u32) -> (Option<Found>, u64) {
         climb(&table, &rules, groups.clone(), &mut seen, work);
     }
     seen.extend(begin);
-    let mut best: Vec<(Groups, f64)> = seen.into_iter().collect();
-    best.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let mut found: Option<Found> = None;
-    for (groups, score) in best.into_iter().take(FINALISTS) {
-        if score >= arrange::UNFIT {
-            break;
-        }
-        if let Some((plan, score)) = finish(&table, &groups, ask.strategy) {
-            if found.as_ref().is_none_or(|found| score < found.score) {
-                found = Some(Found { plan, score, work: 0 });
-            }
-        }
-    }
-    let work = table.priced.get();
-    (found.map(|found| Found { work, ..found }), work)
+    let found = finalist(&table, seen, FINALISTS, ask.strategy);
+    (found, table.priced.get())
 }
 
-/// Whether some plan is found that fits, with the smallest chunk.
-pub(super) fn fits(ask: &Ask<'_>) -> bool {
-    with_chunk(ask, CHUNKS[CHUNKS.len() - 1]).0.is_some()
+fn rules<'r>(ask: &Ask<'_>, deck: &Deck<'_>, wanted: &'r [u16], by_speed: &'r [u16]) -> Rules<'r> {
+    let layers = if ask.family == Family::Layers { deck.layers } else { usize::MAX };
+    let exactly = ask.use_all.then_some(deck.nodes.len().min(ask.most).min(layers));
+    Rules { family: ask.family, exactly, most: ask.most, wanted, by_speed }
 }
 
-/// The best plan near `plan` that uses `node` as well: what using it costs.
-pub(super) fn with_node(ask: &Ask<'_>, plan: &Plan, node: NodeId) -> Option<Found> {
-    let formats = (ask.wire, ask.epoch, plan.chunk_tokens);
+/// Up to this many devices, those without layers may have some of the output head: each more is an answer to wait for.
+const EVERYONE: usize = 16;
+
+/// Whether devices without layers may have some of the output head.
+fn everyone(ask: &Ask<'_>, devices: usize) -> bool {
+    ask.family != Family::Single && devices <= EVERYONE && devices <= ask.most
+}
+
+/// A plan near this one that is better, or the best one found near it that uses `node` as well.
+pub(super) fn near(ask: &Ask<'_>, plan: &Plan, node: Option<NodeId>) -> Option<Found> {
+    let formats = (ask.wire, ask.epoch, legal_chunks(ask.spec).last()?);
     let deck = Deck::new(ask.spec, ask.cluster, ask.workload, ask.pins, formats, ask.objective);
-    let table = Table::new(&deck);
+    let table = Table::new(&deck, everyone(ask, deck.nodes.len()));
     let orders = orders(&table);
     let index = |node: NodeId| Some(deck.nodes.binary_search(&node).ok()? as u16);
-    let wanted = [index(node)?];
-    let rules =
-        Rules { family: ask.family, use_all: false, most: ask.most, wanted: &wanted, by_speed: &orders[0] };
+    let mut wanted: Vec<u16> = ask.pins.nodes().chain(node).filter_map(index).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let rules = rules(ask, &deck, &wanted, &orders[0]);
     let mut groups: Groups = Vec::new();
     for stage in &plan.stages {
         let mut group: Vec<u16> = stage.ranks.iter().filter_map(|share| index(share.node)).collect();
         group.sort_unstable();
         groups.push(group);
     }
-    let mut seen = Seen::new();
-    for at in 0..=groups.len() {
-        let mut alone = groups.clone();
-        alone.insert(at, vec![wanted[0]]);
-        seen.entry(alone).or_insert(f64::NAN);
-        let Some(group) = groups.get(at) else { continue };
-        let mut joined = groups.clone();
-        joined[at].push(wanted[0]);
-        joined[at].sort_unstable();
-        seen.entry(joined).or_insert(f64::NAN);
-        for place in 0..group.len() {
-            let mut instead = groups.clone();
-            instead[at][place] = wanted[0];
-            instead[at].sort_unstable();
-            seen.entry(instead).or_insert(f64::NAN);
-        }
-    }
-    seen.insert(vec![vec![wanted[0]]], f64::NAN);
-    let mut starts: Vec<(Groups, f64)> = seen
-        .into_keys()
-        .filter(|groups| rules.allow(groups))
-        .map(|groups| {
-            let score = table.score(&groups);
-            (groups, score)
-        })
-        .collect();
+    let mut lists = match node {
+        Some(node) => with(&groups, index(node)?),
+        None => vec![groups],
+    };
+    lists.sort_unstable();
+    lists.dedup();
+    lists.retain(|groups| rules.allow(groups));
+    let scored = |groups: Groups| {
+        let score = table.score(&groups);
+        (groups, score)
+    };
+    let mut starts: Vec<(Groups, f64)> = lists.into_iter().map(scored).collect();
     starts.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut seen = Seen::new();
     for (groups, _) in starts.iter().take(2) {
         climb(&table, &rules, groups.clone(), &mut seen, AROUND);
     }
     seen.extend(starts);
-    let mut best: Vec<(Groups, f64)> = seen.into_iter().collect();
-    best.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let mut plans = best.into_iter().take(3).filter_map(|(groups, _)| finish(&table, &groups, ask.strategy));
-    let (plan, score) = plans.next()?;
-    Some(Found { plan, score, work: table.priced.get() })
+    finalist(&table, seen, AROUND_FINALISTS, ask.strategy)
 }
 
-/// Lists of groups priced around a plan to see what a node costs.
-const AROUND: u64 = 300;
+/// The groups with one more device: joining any of them, as one of its own anywhere, in any other's place, or alone.
+fn with(groups: &Groups, device: u16) -> Vec<Groups> {
+    let mut out = vec![vec![vec![device]]];
+    for at in 0..=groups.len() {
+        let mut alone = groups.clone();
+        alone.insert(at, vec![device]);
+        out.push(alone);
+        let Some(group) = groups.get(at) else { continue };
+        let mut joined = groups.clone();
+        joined[at].push(device);
+        joined[at].sort_unstable();
+        out.push(joined);
+        for place in 0..group.len() {
+            let mut instead = groups.clone();
+            instead[at][place] = device;
+            instead[at].sort_unstable();
+            out.push(instead);
+        }
+    }
+    out
+}
+
+/// The best plan of the lists with the best scores, so many of them.
+fn finalist(table: &Table<'_, '_>, seen: Seen, most: usize, strategy: Strategy) -> Option<Found> {
+    let mut best: Vec<(Groups, f64)> = seen.into_iter().collect();
+    best.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut found: Option<Found> = None;
+    for (groups, score) in best.into_iter().take(most) {
+        if score >= arrange::UNFIT {
+            break;
+        }
+        if let Some((plan, score)) = finish(table, &groups, strategy) {
+            if found.as_ref().is_none_or(|found| score < found.score) {
+                found = Some(Found { plan, score });
+            }
+        }
+    }
+    found
+}

@@ -205,7 +205,7 @@ fn runs_of(table: &Table<'_, '_>, rules: &Rules<'_>, order: &[u16], lists: &mut 
     }
     for rows in rows {
         let runs = Runs::new(table, order, rows, &lengths);
-        let skip = !rules.use_all;
+        let skip = rules.exactly.is_none_or(|count| count < n);
         let mut found = Vec::new();
         if deck.objective == Objective::Latency {
             found.extend(runs.best(Least::Sum, f64::INFINITY, skip));
