@@ -371,6 +371,50 @@ fn a_link_is_measured_without_a_plan() {
     assert!(stranger.plane.probe(&nodes[1].peer()).is_err());
 }
 
+/// Seconds of a round trip of `bytes` between the planes of a plan, each driven by a plain thread: the median of some.
+fn exchange(nodes: &[Node], first_step: u64, bytes: usize) -> f64 {
+    const ROUNDS: u64 = 60;
+    let block = pattern(bytes, 1);
+    let mut times = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for step in first_step..first_step + ROUNDS {
+                wait(&nodes[1], &header(1, step, 1), &nodes[0]).unwrap();
+                nodes[1].plane.send(nodes[0].id, Class::Decode, &header(1, step, 1), &block).unwrap();
+            }
+        });
+        for step in first_step..first_step + ROUNDS {
+            let start = Instant::now();
+            nodes[0].plane.send(nodes[1].id, Class::Decode, &header(1, step, 1), &block).unwrap();
+            wait(&nodes[0], &header(1, step, 1), &nodes[1]).unwrap();
+            times.push(start.elapsed().as_secs_f64());
+        }
+    });
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+#[test]
+fn a_probe_takes_what_an_exchange_of_a_plan_takes() {
+    let nodes = plan(2);
+    exchange(&nodes, 1, 64);
+    // Measured in turn, so that what else this machine does disturbs both alike.
+    let mut ratios = [const { Vec::new() }; 3];
+    for round in 1..=5 {
+        let [report, _] = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
+        for (at, trip) in report.figures.round_trips.iter().enumerate() {
+            let real = exchange(&nodes, 10_000 * round + 1000 * (at as u64 + 1), trip.bytes as usize);
+            ratios[at].push(trip.time.median.0 / real);
+        }
+    }
+    let medians = ratios.map(|mut ratios| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    });
+    println!("probe ÷ exchange at 64 B, 4 KiB, 64 KiB: {medians:.3?}");
+    assert!(medians.iter().all(|ratio| (0.5..2.0).contains(ratio)), "{medians:?}");
+}
+
 /// The process that dies in the test below: a data plane with one peer, until it is killed.
 #[test]
 fn victim() {
