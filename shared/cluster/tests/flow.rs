@@ -209,6 +209,22 @@ fn several_streams_fill_the_stages_of_a_layer_split() {
 }
 
 #[test]
+fn a_head_on_all_boards_costs_a_full_pipeline_little() {
+    let spec = even_model();
+    let mut cluster = cluster(&[10.0; 3], PLENTY);
+    // From two rows on the arithmetic bounds, so that steps of unequal rows take unequal times.
+    for rate in cluster.devices.iter_mut().flat_map(|device| &mut device.profile.rates) {
+        rate.batched[0].rate.median.0 = 25e9;
+    }
+    for head in [Head::All, Head::Last] {
+        let plan = plan(&spec, &groups(&[1; 3]), head, AllReduce::Direct, 8);
+        let s = of(&plan, &spec, &cluster, &work(8, 64));
+        // Head rows wait for a layer at most, not for the layers of another step.
+        assert!(s.aggregate_tps.difference.abs() < 0.05, "{:?}", s.aggregate_tps);
+    }
+}
+
+#[test]
 fn chunks_of_a_prompt_follow_each_other_through_the_stages() {
     let spec = even_model();
     let cluster = cluster(&[10.0; 4], PLENTY);

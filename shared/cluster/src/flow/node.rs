@@ -45,6 +45,10 @@ pub(super) struct Node {
     pub(super) head_inputs: BTreeSet<usize>,
     /// Partial sums and summed slices that came in, by step and round.
     pub(super) received: BTreeMap<(usize, u32), [u16; 2]>,
+    /// The round up to which its kernels run now.
+    pub(super) end: u32,
+    /// The step and the round with which it goes on after the head work it is at.
+    pub(super) interrupted: Option<(usize, u32)>,
     /// What the phases of the step it is at take, by class of layer.
     pub(super) phases: Vec<[f64; 2]>,
     /// Since when it waits for its group.
@@ -72,11 +76,21 @@ impl Node {
             heads: VecDeque::new(),
             head_inputs: BTreeSet::new(),
             received: BTreeMap::new(),
+            end: 0,
+            interrupted: None,
             phases: Vec::new(),
             since: 0.0,
             busy: 0.0,
             blocked: 0.0,
         }
+    }
+
+    /// The first step of which the head's rows are there; it is waited for no more.
+    pub(super) fn take_head(&mut self) -> Option<usize> {
+        let ready = self.heads.iter().position(|step| self.head_inputs.contains(step))?;
+        let step = self.heads.remove(ready)?;
+        self.head_inputs.remove(&step);
+        Some(step)
     }
 
     /// The other ranks of its stage, beginning with the next one, so that not all send to the first at once.

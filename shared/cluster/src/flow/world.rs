@@ -1,7 +1,7 @@
 //! The events: steps through a plan's nodes, in virtual time.
 //!
 //! A node computes one thing at a time and is blocked while it waits for its group, as the worker's compute
-//! thread is. Between steps it takes head work first. The coordinator's scheduler is the real one.
+//! thread is. Between two layers, and between steps, it takes head work first. The coordinator's scheduler is the real one.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -299,12 +299,8 @@ impl<'a> World<'a> {
         if node.state != State::Idle {
             return;
         }
-        if let Some(ready) = node.heads.iter().position(|step| node.head_inputs.contains(step)) {
-            if let Some(step) = node.heads.remove(ready) {
-                node.head_inputs.remove(&step);
-                self.start_head(at, step);
-            }
-            return;
+        if let Some(step) = node.take_head() {
+            return self.start_head(at, step);
         }
         let first = node.place.is_some_and(|place| place.stage == 0);
         if let Some(&step) = node.queue.front()
@@ -315,14 +311,31 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Starts the kernels of a round (two to a layer), or, where there is nobody to sum with, of all.
+    /// Starts a step's layers, or goes on with them: after head work whose rows are there.
+    fn go_on(&mut self, at: usize, step: usize, round: u32) {
+        match self.nodes[at].take_head() {
+            Some(head) => {
+                self.nodes[at].interrupted = Some((step, round));
+                self.start_head(at, head);
+            }
+            None => self.start_round(at, step, round),
+        }
+    }
+
+    /// Starts the kernels of a round (two to a layer), or, where there is nobody to sum with, of as many as
+    /// nothing can come between.
     fn start_round(&mut self, at: usize, step: usize, round: u32) {
         let Some(place) = self.nodes[at].place else { return };
         if round == 0 {
             self.nodes[at].phases = self.work[at].phases(&self.model, &self.steps[step].positions);
         }
         let alone = self.stages[place.stage].len() == 1;
-        let end = if alone { self.work[at].layers() * 2 } else { round + 1 };
+        let end = match (alone, self.nodes[at].heads.is_empty()) {
+            (false, _) => round + 1,
+            (true, false) => round + 2,
+            (true, true) => self.work[at].layers() * 2,
+        };
+        self.nodes[at].end = end;
         let mut time = 0.0;
         for round in round..end {
             let class = self.work[at].class(&self.model, round / 2);
@@ -349,12 +362,15 @@ impl<'a> World<'a> {
                 self.nodes[at].state = State::Idle;
                 let rows = self.steps[step].head.len() as f64;
                 self.send(at, self.network.coordinator(), step, What::Answer, rows * ANSWER_BYTES);
-                self.next(at);
+                match self.nodes[at].interrupted.take() {
+                    Some((step, round)) => self.go_on(at, step, round),
+                    None => self.next(at),
+                }
             }
             State::Layers { step, round, part: Part::Computing } => {
                 let Some(place) = self.nodes[at].place else { return };
                 if self.stages[place.stage].len() == 1 {
-                    return self.finish(at, step);
+                    return self.after(at, step, self.nodes[at].end);
                 }
                 self.nodes[at].since = self.now;
                 self.nodes[at].state = State::Layers { step, round, part: Part::Partials };
@@ -424,10 +440,17 @@ impl<'a> World<'a> {
         let node = &mut self.nodes[at];
         node.received.remove(&(step, round));
         node.blocked += self.now - node.since;
-        if round + 1 < self.work[at].layers() * 2 {
-            self.start_round(at, step, round + 1);
-        } else {
+        self.after(at, step, round + 1);
+    }
+
+    /// All rounds before this one are done.
+    fn after(&mut self, at: usize, step: usize, round: u32) {
+        if round >= self.work[at].layers() * 2 {
             self.finish(at, step);
+        } else if round.is_multiple_of(2) {
+            self.go_on(at, step, round);
+        } else {
+            self.start_round(at, step, round);
         }
     }
 
