@@ -20,7 +20,7 @@ use std::time::Duration;
 use shoal_cluster::worker::{Action, Event, Machine};
 use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Order, Peer};
-use shoal_core::profile::NodeInfo;
+use shoal_core::profile::{LinkProfile, NodeInfo};
 use shoal_core::units::Bytes;
 use shoal_core::{Epoch, NodeId, Term};
 use shoal_engine::kernels;
@@ -344,11 +344,18 @@ impl Driver {
     /// Measures the link to each of these; one that cannot be reached costs the others nothing.
     fn measure_links(&self, peers: Vec<Peer>) {
         let (plane, events) = (Arc::clone(&self.plane), self.events.clone());
+        let emulated = self.settings.emulated.clone();
+        let own_time = move |mut link: LinkProfile| {
+            if let Some(device) = &emulated {
+                link.figures = device.own_time(link.figures);
+            }
+            link
+        };
         let measure = move || {
             let (mut links, mut failed) = (Vec::new(), Vec::new());
             for peer in &peers {
                 match plane.probe(&DataPeer::from(peer)) {
-                    Ok(both) => links.extend(both),
+                    Ok(both) => links.extend(both.into_iter().map(&own_time)),
                     Err(error) => failed.push(shoal_core::message::Failure {
                         message: format!(
                             "failed to measure the link to {}: {}",
