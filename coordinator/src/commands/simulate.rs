@@ -22,12 +22,13 @@ use crate::show::simulation_sheet;
 const EXAMPLES: &str = "\
 Examples:
   shoal simulate model.gguf --cluster three-pi5.toml
-  shoal simulate --shape llama-3.1-8b --quant Q4_0 --cluster eight-pi5.toml --streams 16 --jitter 0.1
+  shoal simulate --shape llama-3.1-8b --cluster eight-pi5.toml --streams 16 --jitter 0.1
   shoal simulate model.gguf --cluster my.toml --strategy head --prompt-len 512 --decode 256 --json
 
-The plan is made as `shoal plan --cluster` makes it. Each kernel and message then takes its predicted time, but waits for
-its turn at sender, receiver and shared medium, as it would; figures stand beside those of the closed formula, which
-knows no queues. README.md of the profiles says how a cluster file is written.";
+The plan is made as `shoal plan --cluster` makes it. Each kernel and each message then takes its
+predicted time, but waits for its turn at sender, receiver and shared medium, and for what it needs.
+Beside the figures stand those of the closed formula, which knows no queues. profiles/README.md says
+how a cluster file is written.";
 
 /// Simulate a plan on paper: queues, shared links, jitter and several streams, beside the formula's figures.
 #[derive(Debug, Args)]
@@ -42,7 +43,7 @@ pub(crate) struct SimulateArgs {
     /// Number format of --shape, such as Q4_0 or Q4_K_M
     #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
     quant: String,
-    /// The devices and links: a cluster file
+    /// The devices and links: a cluster file (profiles/README.md)
     #[arg(long = "cluster", value_name = "FILE", required = true)]
     cluster: PathBuf,
     /// Sequences at once
