@@ -4,6 +4,8 @@
 //! A quick case runs with all tests, with a bound that a busy machine keeps; the table is
 //! `cargo test -p worker --test predict -- --ignored --nocapture`.
 
+#![expect(clippy::print_stdout, reason = "the table is what the ignored test is for")]
+
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -411,7 +411,6 @@ fn a_probe_takes_what_an_exchange_of_a_plan_takes() {
         ratios.sort_by(f64::total_cmp);
         ratios[ratios.len() / 2]
     });
-    println!("probe ÷ exchange at 64 B, 4 KiB, 64 KiB: {medians:.3?}");
     assert!(medians.iter().all(|ratio| (0.5..2.0).contains(ratio)), "{medians:?}");
 }
 
