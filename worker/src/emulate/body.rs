@@ -1,5 +1,6 @@
 //! What runs a plan's part: the real shard, or one that only plays. The one place where the two differ.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use shoal_core::head::{Candidate, HeadAnswer, HeadQuery};
@@ -64,6 +65,25 @@ impl Body {
         match self {
             Self::Real(shard) => shard.hidden(),
             Self::Dry(shard) => shard.hidden(),
+        }
+    }
+
+    pub(crate) fn layers(&self) -> usize {
+        match self {
+            Self::Real(shard) => shard.layers(),
+            Self::Dry(shard) => shard.layers(),
+        }
+    }
+
+    pub(crate) fn run_some(
+        &mut self,
+        layers: Range<usize>,
+        batch: &Batch,
+        group: &mut dyn Group,
+    ) -> Result<(), ForwardError> {
+        match self {
+            Self::Real(shard) => shard.run_some(layers, batch, group),
+            Self::Dry(shard) => shard.run_some(layers, batch, group),
         }
     }
 

@@ -199,11 +199,7 @@ impl Job {
             return self.idle();
         }
         // Head work first: others wait for it, and it waits for nobody.
-        let ready = (0..self.heads.len()).find_map(|index| {
-            let block = self.group.exchange().plane().try_take(&self.heads[index].key)?;
-            Some((index, block))
-        });
-        if let Some((index, block)) = ready {
+        if let Some((index, block)) = self.ready_head() {
             return self.run_remote_head(index, &block);
         }
         let Some(order) = self.steps.front() else { return self.wait_for_work(None) };
@@ -299,21 +295,10 @@ impl Job {
         if order.rows() > 0 {
             let batch = Batch::of(&order.runs).map_err(|error| failure(chain(&error)))?;
             self.group.begin(order.step, order.class);
-            let start = Instant::now();
-            let result = match &mut self.pacer {
-                None => self.shard.run_layers(&batch, &mut self.group),
-                Some(pacer) => {
-                    pacer.step(order);
-                    let mut group = Paced { pacer, group: &mut self.group };
-                    let result = self.shard.run_layers(&batch, &mut group);
-                    pacer.sync();
-                    result
-                }
-            };
-            let waited = self.group.exchange().take_waited();
-            self.counters.wait_us += micros(waited);
-            self.counters.compute_us += micros(start.elapsed().saturating_sub(waited));
-            result.map_err(|error| forward_failure(&error))?;
+            if let Some(pacer) = &mut self.pacer {
+                pacer.step(order);
+            }
+            self.forward(&batch)?;
             self.hand_on(order).map_err(|error| error.failure("hand the hidden state on"))?;
         }
         self.since = Instant::now();
@@ -326,6 +311,45 @@ impl Job {
                 Ok(())
             }
         }
+    }
+
+    /// Runs the layers. Head rows of earlier steps that come meanwhile are served between two layers: all
+    /// streams of such a step wait for them.
+    fn forward(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let (mut next, count) = (0, self.shard.layers());
+        while next < count {
+            let end = if self.heads.is_empty() { count } else { next + 1 };
+            let start = Instant::now();
+            let result = match &mut self.pacer {
+                None => self.shard.run_some(next..end, batch, &mut self.group),
+                Some(pacer) => {
+                    let mut group = Paced { pacer, group: &mut self.group };
+                    let result = self.shard.run_some(next..end, batch, &mut group);
+                    pacer.sync();
+                    result
+                }
+            };
+            let waited = self.group.exchange().take_waited();
+            self.counters.wait_us += micros(waited);
+            self.counters.compute_us += micros(start.elapsed().saturating_sub(waited));
+            result.map_err(|error| forward_failure(&error))?;
+            next = end;
+            if next < count {
+                while let Some((index, block)) = self.ready_head() {
+                    self.run_remote_head(index, &block)?;
+                }
+                self.begin();
+            }
+        }
+        Ok(())
+    }
+
+    /// Head work whose rows are there.
+    fn ready_head(&mut self) -> Option<(usize, Block)> {
+        (0..self.heads.len()).find_map(|index| {
+            let block = self.group.exchange().plane().try_take(&self.heads[index].key)?;
+            Some((index, block))
+        })
     }
 
     /// Sends the hidden rows to the next stage, or those that need logits to the head ranks elsewhere.

@@ -3,7 +3,8 @@
 //! One plain thread, never an async runtime's, does everything that touches weights. It takes
 //! commands from the driver and tells it [`Event`]s; blocks of activations it sends and awaits itself
 //! on the data plane. While it waits for its next input it serves head work and questions, head work
-//! first; so no rank ever waits for a rank that waits for it.
+//! first, and between two layers head work whose rows are there; so no rank ever waits for a rank that
+//! waits for it, and no stream for another's layers.
 //!
 //! | part | what it is |
 //! |---|---|

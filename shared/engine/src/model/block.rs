@@ -3,6 +3,8 @@
 //! Shapes: `rows` rows of the batch; d = `d_model`; of this rank nq query heads, nkv KV heads and nf
 //! feed-forward columns; h = `head_dim`. `x` is the hidden state, `delta` what a phase adds to it.
 
+use std::ops::Range;
+
 use shoal_core::ids::NodeId;
 use shoal_core::model::ModelSpec;
 use shoal_core::plan::{Plan, Share, Span};
@@ -147,9 +149,15 @@ impl Stage {
         Ok(())
     }
 
+    pub(super) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Runs these of the layers; of one batch all must run, in order.
     pub(super) fn run(
         &mut self,
         pool: &Pool,
+        layers: Range<usize>,
         batch: &Batch,
         group: &mut dyn Group,
     ) -> Result<(), ForwardError> {
@@ -158,9 +166,12 @@ impl Stage {
         if hidden != rows * d_model {
             return Err(ForwardError::Hidden { hidden, rows, d_model });
         }
-        self.kv.reserve(batch)?;
-        self.buffers.shape(rows, &self.shape, &self.rope, batch);
-        for index in 0..self.layers.len() {
+        if layers.start == 0 {
+            self.kv.reserve(batch)?;
+            self.buffers.shape(rows, &self.shape, &self.rope, batch);
+        }
+        let last = layers.end >= self.layers.len();
+        for index in layers.start..layers.end.min(self.layers.len()) {
             let layer = self.first_layer + index as u32;
             let mut sum = |phase, delta: &mut [f32]| {
                 let sum = group.all_reduce(layer, phase, delta, rows);
@@ -173,8 +184,10 @@ impl Stage {
             sum(ReducePhase::Ffn, &mut self.buffers.delta)?;
             self.buffers.add_delta();
         }
-        check_finite(&self.buffers.x, d_model, "after the last layer of this stage")?;
-        self.kv.commit(batch);
+        if last {
+            check_finite(&self.buffers.x, d_model, "after the last layer of this stage")?;
+            self.kv.commit(batch);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! head answers with logits by chance, so the sampler works and texts mean nothing.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use shoal_core::head::{Candidate, HeadAnswer, HeadQuery};
@@ -114,19 +115,42 @@ impl DryShard {
     /// # Errors
     /// See [`ForwardError`].
     pub fn run_layers(&mut self, batch: &Batch, group: &mut dyn Group) -> Result<(), ForwardError> {
+        self.run_some(0..self.layers(), batch, group)
+    }
+
+    /// As [`super::Shard::layers`].
+    pub fn layers(&self) -> usize {
+        self.stage.as_ref().map_or(0, |stage| stage.layers.len() as usize)
+    }
+
+    /// As [`super::Shard::run_some`].
+    ///
+    /// # Errors
+    /// See [`ForwardError`].
+    pub fn run_some(
+        &mut self,
+        layers: Range<usize>,
+        batch: &Batch,
+        group: &mut dyn Group,
+    ) -> Result<(), ForwardError> {
         let stage = self.stage_mut()?;
         let (rows, d_model, hidden) = (batch.rows(), stage.d_model, stage.x.len());
         if hidden != rows * d_model {
             return Err(ForwardError::Hidden { hidden, rows, d_model });
         }
-        stage.kv.reserve(batch)?;
-        for layer in stage.layers.iter() {
+        if layers.start == 0 {
+            stage.kv.reserve(batch)?;
+        }
+        let last = layers.end >= stage.layers.len() as usize;
+        for layer in stage.layers.iter().take(layers.end).skip(layers.start) {
             for phase in [ReducePhase::Attn, ReducePhase::Ffn] {
                 let sum = group.all_reduce(layer, phase, &mut stage.x, rows);
                 sum.map_err(|source| ForwardError::Group { layer, phase, source })?;
             }
         }
-        stage.kv.commit(batch);
+        if last {
+            stage.kv.commit(batch);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! cache is as before the step.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use shoal_core::head::{Candidate, HeadAnswer, HeadQuery};
@@ -164,8 +165,27 @@ impl Shard {
     /// # Errors
     /// See [`ForwardError`]. The positions count as held only when all went well.
     pub fn run_layers(&mut self, batch: &Batch, group: &mut dyn Group) -> Result<(), ForwardError> {
+        self.run_some(0..self.layers(), batch, group)
+    }
+
+    /// How many layers are here.
+    pub fn layers(&self) -> usize {
+        self.stage.as_ref().map_or(0, Stage::layers)
+    }
+
+    /// [`Shard::run_layers`] in parts: these of the layers, counted from the first here. The parts of a batch follow
+    /// each other from 0 to [`Shard::layers`]; between two of them nothing but the output head may be used.
+    ///
+    /// # Errors
+    /// See [`ForwardError`]; the batch is over.
+    pub fn run_some(
+        &mut self,
+        layers: Range<usize>,
+        batch: &Batch,
+        group: &mut dyn Group,
+    ) -> Result<(), ForwardError> {
         let stage = self.stage.as_mut().ok_or(ForwardError::NoLayers)?;
-        stage.run(&self.pool, batch, group)
+        stage.run(&self.pool, layers, batch, group)
     }
 
     /// Answers the step's requests from the final hidden rows, one for each request, and keeps the

@@ -1,8 +1,14 @@
 //! A sequence's results depend on its tokens and the plan alone (the design's invariant 1).
 
-use shoal_core::ids::SeqId;
+use std::sync::Arc;
 
-use crate::support::{Cluster, Layout, Model, assert_same_bits, run};
+use shoal_core::head::HeadRequest;
+use shoal_core::ids::{SeqId, StepId};
+use shoal_core::message::HeadRow;
+use shoal_engine::model::{Batch, Shard, Solo};
+use shoal_engine::pool::Pool;
+
+use crate::support::{Cluster, Layout, Model, assert_same_bits, node_id, run};
 
 /// 150 tokens with many repetitions and few, over several pages.
 fn tokens(first: u32) -> Vec<u32> {
@@ -91,5 +97,33 @@ fn a_shared_prefix_is_the_same_and_stays_apart() {
         cluster.release(3);
         let logits = cluster.logits(&[run(1, 75, &prompt[75..])]).remove(0);
         assert_same_bits(&logits, &expected, "after the other was released");
+    }
+}
+
+#[test]
+fn layers_in_parts_with_the_head_between_give_the_same_bits() {
+    for model in Model::all() {
+        let plan = Layout::single().plan(&model.spec);
+        let load = || {
+            let pool = Arc::new(Pool::new(2).unwrap());
+            Shard::load(&model.spec, &plan, node_id(0), &model.source, pool, &mut |_, _| {}).unwrap()
+        };
+        let (mut whole, mut parts) = (load(), load());
+        for (at, chunk) in tokens(9).chunks(40).enumerate() {
+            let batch = Batch::of(&[run(1, at * 40, chunk)]).unwrap();
+            whole.embed(chunk).unwrap();
+            whole.run_layers(&batch, &mut Solo).unwrap();
+            parts.embed(chunk).unwrap();
+            for layer in 0..parts.layers() {
+                parts.run_some(layer..layer + 1, &batch, &mut Solo).unwrap();
+                let row = HeadRow { row: 0, request: HeadRequest::greedy() };
+                let step = StepId((at * parts.layers() + layer + 1) as u64);
+                let other = vec![0.25; model.spec.d_model as usize];
+                assert_eq!(parts.head(step, &other, &[row]).unwrap().len(), 1);
+                parts.settle(step);
+            }
+            assert_same_bits(parts.hidden(), whole.hidden(), &format!("{} chunk {at}", model.kind));
+            assert_eq!(parts.len(SeqId(1)), whole.len(SeqId(1)));
+        }
     }
 }
