@@ -41,7 +41,8 @@ pub(super) fn seconds(spec: &ModelSpec, cluster: &Cluster, workload: &Workload, 
         let together = together(spec, &model, &rates, f64::from(rows), mean_context(spec, workload));
         least = least.min(steps * together / f64::from(streams));
     }
-    least * (1.0 - ROUNDING)
+    // Nor does a step serve more streams than there are, or take less than one row alone.
+    least.max(one / f64::from(streams)) * (1.0 - ROUNDING)
 }
 
 /// Seconds in which these devices could do all products of a step of `rows` rows together.

@@ -113,6 +113,9 @@ pub struct Priced {
     pub prediction: Prediction,
 }
 
+/// Boards that an error names; the others are counted.
+const NAMED: usize = 10;
+
 /// Bytes a node would need beyond what it may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Missing {
@@ -134,11 +137,14 @@ pub struct Infeasible {
 impl fmt::Display for Infeasible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)?;
-        for (at, missing) in self.missing.iter().enumerate() {
+        for (at, missing) in self.missing.iter().take(NAMED).enumerate() {
             let before = if at == 0 { ": " } else { ", " };
             write!(f, "{before}{} missing on {} ({})", missing.bytes, missing.name, missing.node.short())?;
         }
-        Ok(())
+        match self.missing.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, ", and on {more} more"),
+        }
     }
 }
 

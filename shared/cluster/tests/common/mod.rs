@@ -62,7 +62,8 @@ pub(crate) fn large() -> ModelSpec {
 
 pub(crate) fn node(index: usize) -> NodeId {
     let mut id = [0; 16];
-    id[0] = index as u8 + 1;
+    let number = index as u16 + 1;
+    id[..2].copy_from_slice(&number.to_le_bytes());
     id[15] = 7;
     NodeId(id)
 }

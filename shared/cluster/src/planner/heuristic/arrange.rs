@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::deck::Deck;
 use super::fill::{Line, fill};
-use super::group::{Group, HeadPart, PARTS, Role};
+use super::group::{Care, Group, HeadPart, PARTS, Role};
 use super::layering::{Least, layering};
 use crate::cost::Objective;
 
@@ -15,6 +15,9 @@ pub(super) type Groups = Vec<Vec<u16>>;
 
 /// Scores from here on are of what does not fit; less still means nearer to fitting.
 pub(super) const UNFIT: f64 = 1e12;
+
+/// Up to this many devices, shares are made with care.
+const FEW: usize = 16;
 
 /// Caps on the longest stage between the least possible and none, as parts of the way, that are tried where neither
 /// end is best.
@@ -38,6 +41,7 @@ pub(super) struct Table<'t, 'd> {
     none: Vec<f64>,
     /// Whether devices without layers may have some of the output head.
     everyone: bool,
+    care: Care,
     /// Lists priced.
     pub(super) priced: Cell<u64>,
 }
@@ -48,7 +52,8 @@ const REMEMBERED: usize = 200_000;
 impl<'t, 'd> Table<'t, 'd> {
     pub(super) fn new(deck: &'t Deck<'d>, everyone: bool) -> Self {
         let none = vec![0.0; deck.nodes.len()];
-        Self { deck, groups: RefCell::default(), none, everyone, priced: Cell::new(0) }
+        let care = if deck.nodes.len() <= FEW { Care::FINE } else { Care::COARSE };
+        Self { deck, groups: RefCell::default(), none, everyone, care, priced: Cell::new(0) }
     }
 
     /// The group with shares for steps of `rows` rows.
@@ -61,7 +66,7 @@ impl<'t, 'd> Table<'t, 'd> {
         if known.len() >= REMEMBERED {
             known.clear();
         }
-        let group = Rc::new(Group::new(self.deck, devices, rows, role, &self.none));
+        let group = Rc::new(Group::new(self.deck, devices, rows, role, (&self.none, self.care)));
         known.insert(key, Rc::clone(&group));
         group
     }
@@ -106,7 +111,7 @@ impl<'t, 'd> Table<'t, 'd> {
                 let role = Role { first: at == first, head };
                 match spare {
                     None => self.group(devices, rows, role),
-                    Some(spare) => Rc::new(Group::new(self.deck, devices, rows, role, spare)),
+                    Some(spare) => Rc::new(Group::new(self.deck, devices, rows, role, (spare, self.care))),
                 }
             };
             let made: Vec<Rc<Group>> = groups.iter().enumerate().map(of).collect();

@@ -220,7 +220,12 @@ impl<'a> Deck<'a> {
     }
 
     fn exchange(&self, devices: &[u16], bytes: f64, sends: impl Fn(usize, usize) -> bool) -> f64 {
-        let mut slowest = 0.0_f64;
+        // What a message takes on each kind of link: there are few kinds, and many pairs.
+        let figures: Vec<(f64, f64)> = if self.kinds.len() <= devices.len() * devices.len() {
+            self.kinds.iter().map(|link| (link.occupied(bytes), link.time(bytes))).collect()
+        } else {
+            Vec::new()
+        };
         let (mut air, mut air_wait) = (0.0, 0.0_f64);
         // Sending, receiving and the longest wait of each.
         let mut busy = vec![(0.0_f64, 0.0_f64, 0.0_f64); devices.len()];
@@ -229,8 +234,10 @@ impl<'a> Deck<'a> {
                 if a == b || !sends(a, b) {
                     continue;
                 }
-                let link = self.link(from.into(), to.into());
-                let (occupied, time) = (link.occupied(bytes), link.time(bytes));
+                let kind = usize::from(self.link[usize::from(from) * self.nodes.len() + usize::from(to)]);
+                let link = &self.kinds[kind];
+                let (occupied, time) =
+                    figures.get(kind).copied().unwrap_or_else(|| (link.occupied(bytes), link.time(bytes)));
                 let wait = (time - occupied).max(0.0);
                 busy[a].0 += occupied;
                 busy[a].2 = busy[a].2.max(wait);
@@ -242,10 +249,8 @@ impl<'a> Deck<'a> {
                 }
             }
         }
-        for (out, into, wait) in busy {
-            slowest = slowest.max(out.max(into) + wait);
-        }
-        slowest.max(air + air_wait)
+        let nodes = busy.into_iter().map(|(out, into, wait)| out.max(into) + wait);
+        nodes.fold(air + air_wait, f64::max)
     }
 }
 

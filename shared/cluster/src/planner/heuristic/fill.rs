@@ -23,8 +23,8 @@ impl Line {
     }
 }
 
-/// Rounds of halving until the border between too short and long enough is finer than any unit.
-const HALVINGS: usize = 48;
+/// Rounds of halving, after which few units are left to be given one by one.
+const HALVINGS: usize = 16;
 
 /// The split of `total` units with the least time of the slowest, written to `out`; that time, or `None` where the
 /// devices together may not have so many.
@@ -38,43 +38,31 @@ pub(super) fn fill(total: u32, lines: &[Line], out: &mut Vec<u32>) -> Option<f64
     if room < u64::from(total) {
         return None;
     }
-    // The fastest single device bounds the time where its room allows; else the slowest does.
-    let mut high = lines
-        .iter()
-        .filter(|line| line.most > 0)
-        .map(|line| line.time(line.most.min(total)))
-        .fold(0.0, f64::max);
-    let alone = lines.iter().filter(|line| line.most >= total).map(|line| line.time(total));
-    high = alone.fold(high, f64::min);
-    let mut low = 0.0;
+    // No time is shorter than that without fixed parts and caps; the fastest single device that may have all bounds it
+    // above, else the slowest that is full.
+    let mut low = f64::from(total) / lines.iter().map(|line| 1.0 / line.each).sum::<f64>();
+    let full = lines.iter().filter(|line| line.most > 0).map(|line| line.time(line.most.min(total)));
+    let mut high = full.fold(low, f64::max);
+    high = lines.iter().filter(|line| line.most >= total).map(|line| line.time(total)).fold(high, f64::min);
     let count = |time: f64| lines.iter().map(|line| u64::from(line.within(time))).sum::<u64>();
-    high *= 1.0 + 1e-9;
     for _ in 0..HALVINGS {
         let middle = f64::midpoint(low, high);
-        if count(middle) >= u64::from(total) {
+        let found = count(middle);
+        if found > u64::from(total) {
             high = middle;
         } else {
             low = middle;
-        }
-        if high - low <= 1e-7 * high {
-            break;
+            if found == u64::from(total) {
+                break;
+            }
         }
     }
     let mut have = 0_u64;
     for (units, line) in out.iter_mut().zip(lines) {
-        *units = line.within(high);
+        *units = line.within(low);
         have += u64::from(*units);
     }
-    // What is too much goes from whoever is slowest with it.
-    while have > u64::from(total) {
-        let slowest = (0..out.len())
-            .filter(|&at| out[at] > 0)
-            .max_by(|&a, &b| lines[a].time(out[a]).total_cmp(&lines[b].time(out[b])).then(b.cmp(&a)))?;
-        let over = (have - u64::from(total)).min(1).min(u64::from(out[slowest]));
-        out[slowest] -= over as u32;
-        have -= over;
-    }
-    // Rounding may leave a few without a place at exactly that time.
+    // The few that are left go one by one to whoever is fastest with one more.
     while have < u64::from(total) {
         let next = (0..out.len()).filter(|&at| out[at] < lines[at].most).min_by(|&a, &b| {
             lines[a].time(out[a] + 1).total_cmp(&lines[b].time(out[b] + 1)).then(a.cmp(&b))

@@ -9,8 +9,25 @@ use shoal_core::plan::Span;
 use super::deck::{Deck, Speed};
 use super::fill::{Line, fill};
 
-/// Numbers of layers beyond those that fit with shares by speed for which shares are made.
-const STEPS: usize = 6;
+/// How carefully shares are made where memory is short.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Care {
+    /// Numbers of layers, beyond those that fit with shares by speed, for which shares are made.
+    steps: usize,
+    /// What full ranks may keep.
+    ways: &'static [Keep],
+    /// Whether that is chosen for each rank alone.
+    each_rank: bool,
+}
+
+impl Care {
+    /// For few devices.
+    pub(super) const FINE: Self = Self { steps: 6, ways: &Keep::ALL, each_rank: true };
+    /// For many.
+    pub(super) const COARSE: Self = Self { steps: 3, ways: &Keep::ALL, each_rank: false };
+    /// For groups that are looked at once.
+    pub(super) const ROUGH: Self = Self { steps: 2, ways: &[Keep::Evenly], each_rank: false };
+}
 
 /// In how many parts memory is divided to keep some of it for the output head.
 pub(super) const PARTS: f64 = 64.0;
@@ -18,12 +35,9 @@ pub(super) const PARTS: f64 = 64.0;
 /// Rounds in which full ranks give up units and the others take them.
 const ROUNDS: usize = 8;
 
-/// Up to this many ranks, what each full one gives up is chosen for it alone.
-const EACH_RANK: usize = 10;
-
 /// What a rank keeps when it is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keep {
+pub(super) enum Keep {
     /// Heads and blocks in proportion.
     Evenly,
     /// Blocks: heads go first.
@@ -104,9 +118,15 @@ impl Group {
 
     /// The group of these devices, for steps of `rows` rows. `spare`: bytes of each device of the deck that are
     /// wanted for other things.
-    pub(super) fn new(deck: &Deck<'_>, devices: &[u16], rows: u32, role: Role, spare: &[f64]) -> Self {
+    pub(super) fn new(
+        deck: &Deck<'_>,
+        devices: &[u16],
+        rows: u32,
+        role: Role,
+        (spare, care): (&[f64], Care),
+    ) -> Self {
         let speeds = deck.speeds(rows);
-        let mut maker = Maker::new(deck, devices, &speeds, rows, role, spare);
+        let mut maker = Maker::new(deck, devices, (&speeds, care), rows, role, spare);
         let mut out = Self {
             devices: maker.devices.clone(),
             steps: Vec::new(),
@@ -155,13 +175,14 @@ struct Maker<'a, 'd> {
     pinned: Option<Span>,
     /// Whether some rank's heads are pinned.
     fixed: bool,
+    care: Care,
 }
 
 impl<'a, 'd> Maker<'a, 'd> {
     fn new(
         deck: &'a Deck<'d>,
         devices: &[u16],
-        speeds: &[Speed],
+        (speeds, care): (&[Speed], Care),
         rows: u32,
         role: Role,
         spare: &[f64],
@@ -200,6 +221,7 @@ impl<'a, 'd> Maker<'a, 'd> {
             devices,
             pinned,
             fixed,
+            care,
         }
     }
 
@@ -250,8 +272,9 @@ impl<'a, 'd> Maker<'a, 'd> {
             return;
         }
         let mut last = by_speed;
-        for at in 1..=STEPS {
-            let want = by_speed + ((most - by_speed) * at).div_ceil(STEPS);
+        let steps = self.care.steps;
+        for at in 1..=steps {
+            let want = by_speed + ((most - by_speed) * at).div_ceil(steps);
             if want <= last {
                 continue;
             }
@@ -307,7 +330,7 @@ impl<'a, 'd> Maker<'a, 'd> {
                 _ => step.time < known.time * (1.0 - 1e-9),
             })
         };
-        for keep in Keep::ALL {
+        for &keep in self.care.ways {
             limited.fill(false);
             let ways = vec![keep; n];
             if let Some((step, fits)) = self.shares_by(Some((layers, &ways)), &mut limited) {
@@ -317,9 +340,9 @@ impl<'a, 'd> Maker<'a, 'd> {
                 }
             }
         }
-        if n <= EACH_RANK {
+        if self.care.each_rank {
             for rank in (0..n).filter(|&rank| full[rank]) {
-                for keep in Keep::ALL {
+                for &keep in self.care.ways {
                     let Some((_, _, ways)) = &best else { break };
                     if ways[rank] == keep {
                         continue;

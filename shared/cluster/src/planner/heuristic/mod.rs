@@ -65,7 +65,7 @@ pub(super) struct Found {
 }
 
 /// Beginnings from which local search goes on, and the lists it may price from each, by number of devices.
-const EFFORT: [(usize, usize, u64); 4] = [(10, 8, 3000), (32, 4, 3000), (128, 3, 1500), (usize::MAX, 2, 400)];
+const EFFORT: [(usize, usize, u64); 4] = [(10, 8, 3000), (32, 4, 3000), (128, 3, 1000), (usize::MAX, 2, 400)];
 
 /// Layouts that are made into plans to find one that fits.
 const FINALISTS: usize = 12;

@@ -2,7 +2,7 @@
 
 use super::super::problem::Family;
 use super::arrange::{Groups, Table};
-use super::group::{Group, HeadPart, Role};
+use super::group::{Care, Group, HeadPart, Role};
 use super::layering::Least;
 use super::local::Rules;
 use crate::cost::Objective;
@@ -240,10 +240,11 @@ impl<'o> Runs<'o> {
         let head = if part < super::group::PARTS / 2.0 { HeadPart::Part(part as u8) } else { HeadPart::None };
         let role = Role { first: false, head };
         let none = vec![0.0; deck.nodes.len()];
+        let care = if order.len() <= SMALL { Care::FINE } else { Care::ROUGH };
         let run = |first: usize, length: usize| {
             let Some(devices) = order.get(first..first + length) else { return Vec::new() };
             // Runs are many and mostly looked at once: they are not remembered.
-            let group = Group::new(deck, &sorted(devices), rows, role, &none);
+            let group = Group::new(deck, &sorted(devices), rows, role, (&none, care));
             (0..=layers.min(group.most())).map(|count| group.time(count)).collect()
         };
         let times = (0..order.len())
