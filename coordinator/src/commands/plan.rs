@@ -123,6 +123,9 @@ fn on_paper(
                     no meaning with it";
         return Err(Failure::Usage(text.to_owned()));
     }
+    if args.plan.refresh {
+        return Err(Failure::Usage("--refresh has no meaning on paper: nothing is measured".to_owned()));
+    }
     let paper = Paper::read(path)?;
     let spec = match (&args.shape, &args.model) {
         (Some(shape), _) => paper::shaped(shape, &args.quant)?,

@@ -439,10 +439,8 @@ fn misfit(sheet: &Sheet<'_>, no_plan: &NoPlan) -> String {
     for left in no_plan.left_out.iter().take(BOARDS) {
         out.push_str(&format!("\n  left out        {}: {}", left.name, left.reason));
     }
-    if sheet.additions.is_empty() {
-        if let Some(addition) = no_plan.addition {
-            out.push_str(&format!("\n  it would fit    with one more board that has {addition} for models"));
-        }
+    if let Some(addition) = no_plan.addition.filter(|_| sheet.additions.is_empty()) {
+        out.push_str(&format!("\n  it would fit    with one more board that has {addition} for models"));
     }
     for (at, addition) in sheet.additions.iter().enumerate() {
         let label = if at == 0 { "it would fit" } else { "or" };
