@@ -11,7 +11,6 @@ use crate::cost::model::wire_row;
 use crate::cost::prefill;
 use crate::planner::build::{Arrangement, RankShare, StageShares, plan_from_shares};
 use crate::planner::problem::Problem;
-use crate::planner::shares::Work;
 
 /// Chunks of prefill, the largest first: of equal ones, that is taken.
 const CHUNKS: [u32; 7] = [512, 256, 128, 64, 32, 16, 8];
@@ -58,10 +57,9 @@ pub(super) fn plan(stages: &Stages<'_>, found: &Found, searched: u32, strategy: 
 
 fn arrange(stages: &Stages<'_>, found: &Found, chunk: u32, strategy: Strategy) -> Option<Arrangement> {
     let problem = stages.problem;
-    let mut work = Work { done: 0, most: u64::MAX };
     let mut out = Vec::with_capacity(found.stages.len());
     for &(set, first, end) in &found.stages {
-        let shares = stages.shares(found.mode, set, first, end, &mut work).ok()??;
+        let shares = stages.shares(found.mode, (set, first, end))?;
         let members = members(set);
         let nodes: Vec<_> = members.iter().map(|&device| problem.devices[device].node).collect();
         let how = cheapest(&nodes, &problem.cluster.links, stages.step.sum_bytes).0;

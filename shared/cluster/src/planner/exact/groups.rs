@@ -88,6 +88,55 @@ impl Groups {
     }
 }
 
+impl Groups {
+    /// `[stages]`: seconds for which some device is busy with a step at least, in any plan of so many stages, since
+    /// its groups do no more of the layers in a time than they do when nothing else holds them up.
+    pub(super) fn busy(&self, class_of: &[usize]) -> Vec<f64> {
+        let sets = self.sums.len();
+        // A layer counts as much as it takes on the best group; layers of one class take the same.
+        let mut count: Vec<(usize, f64)> = Vec::new();
+        let mut of: Vec<usize> = Vec::new();
+        for (layer, &class) in class_of.iter().enumerate() {
+            match of.iter().position(|&known| known == class) {
+                Some(at) => count[at].1 += 1.0,
+                None => {
+                    of.push(class);
+                    count.push((layer, 1.0));
+                }
+            }
+        }
+        let fastest = |layer: usize| {
+            self.sets.iter().map(|&set| self.least(set, layer, layer + 1)).fold(f64::INFINITY, f64::min)
+        };
+        let worth: Vec<f64> = count.iter().map(|&(layer, _)| fastest(layer)).collect();
+        let work: f64 = count.iter().zip(&worth).map(|(&(_, n), worth)| n * worth).sum();
+        let mut pace = vec![0.0_f64; sets];
+        for &set in &self.sets {
+            let paces = count
+                .iter()
+                .zip(&worth)
+                .map(|(&(layer, _), worth)| worth / self.least(set, layer, layer + 1));
+            pace[usize::from(set)] = paces.fold(0.0, f64::max);
+        }
+        // The most that so many disjoint groups of a set do together.
+        let mut most = vec![0.0_f64; sets];
+        let mut out = vec![f64::INFINITY];
+        for _ in 0..sets.ilog2() {
+            let mut next = vec![0.0_f64; sets];
+            for used in 1..sets {
+                let mut set = used;
+                while set != 0 {
+                    next[used] = next[used].max(pace[set] + most[used & !set]);
+                    set = (set - 1) & used;
+                }
+            }
+            most = next;
+            out.push(work / most[sets - 1]);
+        }
+        out
+    }
+}
+
 /// `[set]`: the slowest rank's attention, at least, with heads in the order of devices.
 fn attention(problem: &Problem<'_>, rules: &Rules, step: &Step, kind: usize) -> Vec<f64> {
     let weights = &problem.weights;

@@ -35,14 +35,14 @@ use super::Pin;
 use super::problem::{Family, Goal, HeadMode, Problem};
 use super::shares::{Exhausted, Work};
 use rules::Rules;
-use search::{Found, Search};
+use search::{Found, Plane, Search};
 use stages::Stages;
 
 /// Most devices: sets of them are the search's states.
 pub const DEVICES: usize = 10;
 
-/// Units of work (bounds and stages looked at) after which a search stops with what it has.
-pub const WORK: u64 = 40_000_000;
+/// Units of work, each about a microsecond, after which a search stops with what it has.
+pub const WORK: u64 = 400_000;
 
 /// What is asked of the search.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +124,7 @@ pub fn solve(problem: &Problem<'_>, query: &Query<'_>) -> Result<Solution, NoSol
         let mut round = Round { problem, query, rules: &rules, chunk, stages: BTreeMap::new(), best: None };
         let bound = round.run(&mut work);
         if let Some(found) = round.best {
-            let optimal = bound >= found.cost;
+            let optimal = bound >= found.cost * (1.0 - reach::ROUNDING * 4.0);
             let stages = round.stages.get(&found.rows).ok_or(NoSolution::Unknown)?;
             let plan = finish::plan(stages, &found, chunk, query.strategy).ok_or(NoSolution::Unknown)?;
             let (cost, work) = (found.cost, work.done);
@@ -140,8 +140,11 @@ pub fn solve(problem: &Problem<'_>, query: &Query<'_>) -> Result<Solution, NoSol
 /// Ratio of the best known cost to a bound at which caps on the busiest node are no longer tried out.
 const CLOSE: f64 = 1.01;
 
-/// Caps that are tried for one number of stages.
-const TRIALS: usize = 10;
+/// Caps that are tried for one number of stages and one mode of the head.
+const TRIALS: usize = 8;
+
+/// Part of the best cost by which plans must be better to be looked for at first; then all are.
+const TOLERANCE: f64 = 0.005;
 
 /// A search with the buffers of one chunk.
 struct Round<'a> {
@@ -154,79 +157,147 @@ struct Round<'a> {
     best: Option<Found>,
 }
 
-impl Round<'_> {
-    /// Looks for the best; returns what no plan is below, where the work ended before that was the best found,
-    /// and infinity where it did not.
+impl<'a> Round<'a> {
+    /// Looks for the best; returns what no plan that was given up is below.
     fn run(&mut self, work: &mut Work) -> f64 {
-        let n = self.problem.devices.len().min(self.problem.weights.class_of.len());
-        let counts: Vec<Option<usize>> = match (self.query.goal, self.query.family) {
-            (Goal::Latency, _) => vec![None],
-            (Goal::Throughput, Family::Single | Family::Heads) => vec![Some(1)],
-            (Goal::Throughput, family) => {
-                // One stage and as many as can be first: they are quick, and often good.
-                let least = if family == Family::Mixed { 2 } else { 1 };
-                let mut counts: Vec<usize> = (least..=n).rev().collect();
-                if least == 1 && n > 1 {
-                    counts.pop();
-                    counts.insert(0, 1);
-                }
-                counts.into_iter().map(Some).collect()
+        let mut counts = self.counts();
+        let mut proven = Vec::with_capacity(counts.len());
+        for (at, &(count, bound)) in counts.iter().enumerate() {
+            // Half of what is left for each but the last, so that all have their turn.
+            let most = work.most;
+            if at + 1 < counts.len() {
+                work.most = work.done + most.saturating_sub(work.done) / 2;
             }
-        };
-        let mut bound = f64::INFINITY;
-        for count in counts {
-            bound = bound.min(self.count(count, work));
+            proven.push(self.count(count, bound, TOLERANCE, work));
+            work.most = most;
         }
-        bound
+        // What was given up may still be better by a little.
+        for (known, (count, bound)) in proven.iter_mut().zip(counts.drain(..)) {
+            if *known < self.cost() && work.done < work.most {
+                *known = self.count(count, bound, 0.0, work).max(*known);
+            }
+        }
+        proven.into_iter().fold(f64::INFINITY, f64::min)
     }
 
-    /// The same for plans of so many stages, or any number.
-    fn count(&mut self, count: Option<usize>, work: &mut Work) -> f64 {
-        let (rows, steps) = self.problem.step_rows(self.query.goal, count.unwrap_or(1));
+    fn cost(&self) -> f64 {
+        self.best.as_ref().map_or(f64::INFINITY, |best| best.cost)
+    }
+
+    /// Numbers of stages to look at, the most promising first, with what plans of so many cost at least. One
+    /// entry where their number decides nothing.
+    fn counts(&mut self) -> Vec<(Option<usize>, f64)> {
+        let (problem, family) = (self.problem, self.query.family);
+        if self.query.goal == Goal::Latency {
+            self.prepare(1);
+            return vec![(None, 0.0)];
+        }
+        let n = problem.devices.len().min(problem.weights.class_of.len());
+        let (least, most) = match family {
+            Family::Single | Family::Heads => (1, 1),
+            Family::Mixed => (2, n),
+            Family::Layers | Family::Any => (1, n),
+        };
+        let mut busy: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        let mut out = Vec::new();
+        for count in least..=most {
+            let (rows, steps) = problem.step_rows(Goal::Throughput, count);
+            let of = busy.entry(rows).or_insert_with(|| {
+                let stages = self.prepare(rows);
+                stages.groups.busy(&problem.weights.class_of)
+            });
+            out.push((Some(count), f64::from(steps) * of[count]));
+        }
+        out.sort_by(|a, b| a.1.total_cmp(&b.1));
+        out
+    }
+
+    /// Tables for steps of so many rows.
+    fn prepare(&mut self, rows: u32) -> &mut Stages<'a> {
         let modes: &[HeadMode] = match self.query.family {
             Family::Single => &HeadMode::ALL[..1],
             _ if self.problem.devices.len() == 1 => &HeadMode::ALL[..1],
             _ => &HeadMode::ALL,
         };
         let (problem, rules, chunk) = (self.problem, self.rules, self.chunk);
-        let stages =
-            self.stages.entry(rows).or_insert_with(|| Stages::new(problem, rules, modes, rows, chunk));
-        let cost = |best: &Option<Found>| best.as_ref().map_or(f64::INFINITY, |best| best.cost);
-        let mut search = Search::new(stages, count, steps.into(), work, &mut self.best);
-        let limit = cost(search.best);
-        let mut planes = search.planes(limit);
-        let mut low = search.bound(&planes);
-        if low >= limit {
+        self.stages.entry(rows).or_insert_with(|| Stages::new(problem, rules, modes, rows, chunk))
+    }
+
+    /// Looks for the best plan of so many stages, or any number, which costs at least `bound`; returns what none
+    /// that was given up is below.
+    fn count(&mut self, count: Option<usize>, bound: f64, tolerance: f64, work: &mut Work) -> f64 {
+        if bound >= self.cost() {
             return f64::INFINITY;
         }
-        let mut dive = |search: &mut Search<'_, '_>| -> Result<(), Exhausted> {
-            search.dive(&planes, f64::INFINITY)?;
-            for _ in 0..TRIALS {
-                let high = cost(search.best);
-                if count.is_none() || !high.is_finite() || high <= low * CLOSE {
-                    break;
+        let (rows, steps) = self.problem.step_rows(self.query.goal, count.unwrap_or(1));
+        self.prepare(rows);
+        let Some(stages) = self.stages.get_mut(&rows) else { return bound };
+        let modes = stages.modes.len();
+        let any = stages.any.is_some();
+        let mut search = Search::new(stages, count, steps.into(), work, &mut self.best);
+        let cost = |search: &Search<'_, '_>| search.best.as_ref().map_or(f64::INFINITY, |best| best.cost);
+        let mut low = bound;
+        let mut prepare = |search: &mut Search<'_, '_>| -> Result<Vec<Plane>, Exhausted> {
+            let mut planes = Vec::new();
+            // Most numbers of stages are too many or too few whatever the mode.
+            if count.is_some() && any && cost(search).is_finite() {
+                let limit = cost(search);
+                let plane = search.plane(modes, limit)?;
+                let least = search.bound(&[plane]);
+                if least >= limit {
+                    low = f64::INFINITY;
+                    return Ok(planes);
                 }
-                let trial = (low * high).sqrt();
-                planes = search.planes(trial);
-                let bound = search.bound(&planes);
-                if bound >= trial {
-                    low = trial;
+                low = low.max(least);
+            }
+            for mode in 0..modes {
+                let limit = cost(search);
+                let mut plane = [search.plane(mode, limit)?];
+                let least = search.bound(&plane);
+                if least >= limit {
                     continue;
                 }
-                low = low.max(bound);
-                search.dive(&planes, f64::INFINITY)?;
-                if cost(search.best) >= high {
-                    break;
+                search.dive(&plane)?;
+                if count.is_some() {
+                    caps(search, mode, least)?;
+                    plane = [search.plane(mode, cost(search))?];
                 }
+                planes.extend(plane);
             }
-            Ok(())
+            Ok(planes)
         };
-        if dive(&mut search).is_err() {
-            return low;
+        match prepare(&mut search) {
+            Ok(planes) if planes.is_empty() => f64::INFINITY,
+            Ok(planes) => {
+                // A search that ends early says what it left.
+                let _ended = search.run(&planes, tolerance);
+                search.proven.max(low)
+            }
+            Err(Exhausted) => low,
         }
-        if count.is_some() {
-            planes = search.planes(cost(search.best));
-        }
-        search.run(&planes).err().map_or(f64::INFINITY, |bound| bound.max(low))
     }
+}
+
+/// Tries out caps on how long a node is busy, between what is known to be possible and what is not.
+fn caps(search: &mut Search<'_, '_>, mode: usize, least: f64) -> Result<(), Exhausted> {
+    let mut low = least;
+    for _ in 0..TRIALS {
+        let high = search.best.as_ref().map_or(f64::INFINITY, |best| best.cost);
+        if !high.is_finite() || high <= low * CLOSE {
+            break;
+        }
+        let trial = (low * high).sqrt();
+        let plane = [search.plane(mode, trial)?];
+        let bound = search.bound(&plane);
+        if bound >= trial {
+            low = trial;
+            continue;
+        }
+        low = low.max(bound);
+        search.dive(&plane)?;
+        if search.best.as_ref().is_some_and(|best| best.cost >= high) {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -17,7 +17,7 @@ pub(super) struct Last {
 }
 
 /// What holds for all plans of one mode.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Mode {
     pub(super) mode: HeadMode,
     /// Bytes of each device less what it holds of the head under every plan, its tiles if they are fixed.
@@ -86,7 +86,35 @@ impl Mode {
                 bytes,
             });
         }
-        out.runs = runs(problem, rules, &out);
+        out.runs = runs(problem, rules, &out, |a, b| out.tiles[a] == out.tiles[b]);
+        Some(out)
+    }
+
+    /// What every one of these modes allows and takes at least; `None` where there are less than two.
+    pub(super) fn any(problem: &Problem<'_>, rules: &Rules, modes: &[Self]) -> Option<Self> {
+        let (first, rest) = modes.split_first()?;
+        let second = rest.first()?;
+        let mut out = Self { mode: first.mode, ..second.clone() };
+        for mode in modes {
+            for device in 0..out.usable.len() {
+                out.usable[device] = out.usable[device].max(mode.usable[device]);
+                out.busy[device] = out.busy[device].min(mode.busy[device]);
+            }
+            for (known, other) in out.last.iter_mut().zip(&mode.last) {
+                *known = match (known.take(), other) {
+                    (Some(known), Some(other)) => Some(Last {
+                        time: known.time.min(other.time),
+                        busy: known.busy.min(other.busy),
+                        bytes: known.bytes.iter().zip(&other.bytes).map(|(a, b)| *a.min(b)).collect(),
+                    }),
+                    (known, other) => known.or_else(|| other.clone()),
+                };
+            }
+        }
+        // Devices are alike if they are under every mode.
+        let all = (0..out.usable.len()).map(|device| modes.iter().map(|mode| mode.tiles[device]).collect());
+        let tiles: Vec<Vec<u32>> = all.collect();
+        out.runs = runs(problem, rules, &out, |a, b| tiles[a] == tiles[b]);
         Some(out)
     }
 
@@ -115,7 +143,7 @@ impl Mode {
 }
 
 /// Neighbours by node id that differ in nothing a price or a rule looks at.
-fn runs(problem: &Problem<'_>, rules: &Rules, mode: &Mode) -> Vec<Set> {
+fn runs(problem: &Problem<'_>, rules: &Rules, mode: &Mode, tiles: impl Fn(usize, usize) -> bool) -> Vec<Set> {
     let devices = &problem.devices;
     let links = &problem.cluster.links;
     let link = |a: usize, b: usize| links.get(devices[a].node, devices[b].node);
@@ -124,7 +152,7 @@ fn runs(problem: &Problem<'_>, rules: &Rules, mode: &Mode) -> Vec<Set> {
         let others = (0..devices.len()).filter(|&other| other != a && other != b);
         rules.free(a)
             && rules.free(b)
-            && mode.tiles[a] == mode.tiles[b]
+            && tiles(a, b)
             && mode.busy[a] == mode.busy[b]
             && mode.usable[a] == mode.usable[b]
             && (&left.rates, &left.attention, left.phase_overhead)
@@ -264,28 +292,28 @@ impl Pace {
         (1..=most).rev().find(fits).unwrap_or(0)
     }
 
-    /// All layers on one group, at least.
-    pub(super) fn whole(
+    /// These layers on one group, at least; infinite where they cannot fit.
+    pub(super) fn floor(
         &self,
         problem: &Problem<'_>,
         groups: &Groups,
         mode: &Mode,
-        set: Set,
+        (set, first, end): (Set, usize, usize),
         buffer_rows: u32,
     ) -> f64 {
-        let Some(rooms) = mode.rooms(problem, set, true, true) else { return f64::INFINITY };
         let layers = groups.layers;
-        let time = groups.least(set, 0, layers);
+        let Some(rooms) = mode.rooms(problem, set, first == 0, end == layers) else { return f64::INFINITY };
+        let time = groups.least(set, first, end);
         if rooms.len() == 1 {
-            let bytes = alone_bytes(problem, &problem.weights.counts(0, layers), buffer_rows);
+            let bytes = alone_bytes(problem, &problem.weights.counts(first, end), buffer_rows);
             return if bytes <= rooms[0] { time } else { f64::INFINITY };
         }
         let buffers = problem.rank_buffers((0, 0), 0, false, rooms.len(), buffer_rows);
         let rooms: Option<Vec<f64>> =
             rooms.into_iter().map(|room| Some(room.checked_sub(buffers)? as f64)).collect();
         rooms.map_or(f64::INFINITY, |rooms| {
-            let bytes = self.bytes(0, layers) as f64;
-            time + self.beyond(&members(set), &rooms, groups.parts(set, 0, layers), bytes)
+            let bytes = self.bytes(first, end) as f64;
+            time + self.beyond(&members(set), &rooms, groups.parts(set, first, end), bytes)
         })
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Found {
 
 /// Bounds under a limit on how long a node may be busy, for one mode.
 pub(super) struct Plane {
+    mode: usize,
     reach: Reach,
     table: Table,
 }
@@ -36,6 +37,8 @@ pub(super) struct Search<'s, 'a> {
     pub(super) steps: f64,
     pub(super) work: &'s mut Work,
     pub(super) best: &'s mut Option<Found>,
+    /// No plan that was given up costs less.
+    pub(super) proven: f64,
     nodes: Vec<Node>,
 }
 
@@ -43,7 +46,7 @@ pub(super) struct Search<'s, 'a> {
 #[derive(Debug, Clone, Copy)]
 struct Node {
     parent: u32,
-    mode: u8,
+    plane: u8,
     set: Set,
     used: Set,
     end: u8,
@@ -54,6 +57,8 @@ struct Node {
     time: f64,
     /// The longest that a node is busy.
     busy: f64,
+    /// By how much either may be less with shares that were not found.
+    slack: f64,
 }
 
 /// A stage that may follow a node; or, with no stage, the node itself, its stages priced exactly.
@@ -87,8 +92,12 @@ impl Ord for Entry {
     }
 }
 
+/// Layers of pairs of sets, and ranges of layers of groups, that are looked at in a unit of work.
+const PAIRS: u64 = 256;
+const RANGES: u64 = 8;
+
 /// Exact prices that a dive for a first plan may ask for.
-const DIVE: usize = 256;
+const DIVE: usize = 64;
 
 /// Stages tried at each depth of a dive.
 const DIVE_WIDTH: usize = 4;
@@ -101,26 +110,29 @@ impl<'s, 'a> Search<'s, 'a> {
         work: &'s mut Work,
         best: &'s mut Option<Found>,
     ) -> Self {
-        Self { stages, count, steps, work, best, nodes: Vec::new() }
+        Self { stages, count, steps, work, best, proven: f64::INFINITY, nodes: Vec::new() }
     }
 
-    /// Bounds for plans that cost less than `cost`, by mode.
-    pub(super) fn planes(&mut self, cost: f64) -> Vec<Plane> {
+    /// Bounds for plans of this mode that cost less than `cost`.
+    ///
+    /// # Errors
+    /// The work allowed has been done.
+    pub(super) fn plane(&mut self, mode: usize, cost: f64) -> Result<Plane, Exhausted> {
         let stages = &*self.stages;
-        let planes = stages.modes.iter().map(|mode| {
-            let reach = Reach::new(
-                stages.problem,
-                stages.rules,
-                &stages.groups,
-                &stages.pace,
-                mode,
-                stages.buffer_rows,
-                cost / self.steps,
-            );
-            let table = Table::new(stages.rules, &stages.groups, &stages.step, mode, &reach, self.count);
-            Plane { reach, table }
-        });
-        planes.collect()
+        let Some(of) = stages.mode(mode) else { return Err(Exhausted) };
+        let reach = Reach::new(
+            stages.problem,
+            stages.rules,
+            &stages.groups,
+            &stages.pace,
+            of,
+            stages.buffer_rows,
+            cost / self.steps,
+        );
+        let table = Table::new(stages.rules, &stages.groups, &stages.step, of, &reach, self.count);
+        let layers = stages.groups.layers as u64;
+        self.work.spend(table.pairs * layers / PAIRS + stages.groups.sets.len() as u64 * layers / RANGES)?;
+        Ok(Plane { mode, reach, table })
     }
 
     /// The cost to beat.
@@ -128,15 +140,16 @@ impl<'s, 'a> Search<'s, 'a> {
         self.best.as_ref().map_or(f64::INFINITY, |best| best.cost * (1.0 - ROUNDING))
     }
 
-    /// The nodes to start from: nothing placed, for each mode.
-    fn roots(&mut self) -> Vec<u32> {
+    /// The nodes to start from: nothing placed, for the mode of each plane.
+    fn roots(&mut self, planes: &[Plane]) -> Vec<u32> {
         self.nodes.clear();
         let big = self.stages.rules.whole();
-        for (mode, of) in self.stages.modes.iter().enumerate() {
-            let busy = of.busy.iter().copied().fold(0.0, f64::max);
+        for (plane, of) in planes.iter().enumerate() {
+            let Some(mode) = self.stages.mode(of.mode) else { continue };
+            let busy = mode.busy.iter().copied().fold(0.0, f64::max);
             self.nodes.push(Node {
                 parent: u32::MAX,
-                mode: mode as u8,
+                plane: plane as u8,
                 set: 0,
                 used: 0,
                 end: 0,
@@ -144,6 +157,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 big,
                 time: 0.0,
                 busy,
+                slack: 0.0,
             });
         }
         (0..self.nodes.len() as u32).collect()
@@ -152,30 +166,25 @@ impl<'s, 'a> Search<'s, 'a> {
     /// The least that any plan costs, as far as bounds tell.
     pub(super) fn bound(&mut self, planes: &[Plane]) -> f64 {
         let mut least = f64::INFINITY;
-        for root in self.roots() {
+        for root in self.roots(planes) {
             self.follow(planes, root, f64::INFINITY, |entry| least = least.min(entry.bound));
         }
         least
     }
 
     /// Looks for some good plan: the most promising stage, and so on.
-    pub(super) fn dive(&mut self, planes: &[Plane], below: f64) -> Result<(), Exhausted> {
-        for root in self.roots() {
+    pub(super) fn dive(&mut self, planes: &[Plane]) -> Result<(), Exhausted> {
+        for root in self.roots(planes) {
             let mut left = DIVE;
-            self.dive_from(planes, root, below.min(self.limit()), &mut left)?;
+            self.dive_from(planes, root, &mut left)?;
         }
         Ok(())
     }
 
-    fn dive_from(
-        &mut self,
-        planes: &[Plane],
-        node: u32,
-        below: f64,
-        left: &mut usize,
-    ) -> Result<bool, Exhausted> {
+    fn dive_from(&mut self, planes: &[Plane], node: u32, left: &mut usize) -> Result<bool, Exhausted> {
         let mut entries = Vec::new();
-        self.follow(planes, node, below, |entry| entries.push(entry));
+        let limit = self.limit();
+        self.follow(planes, node, limit, |entry| entries.push(entry));
         entries.sort_by(|a, b| b.cmp(a));
         let mut tried = 0;
         for entry in entries {
@@ -183,11 +192,11 @@ impl<'s, 'a> Search<'s, 'a> {
                 break;
             }
             *left -= 1;
-            match self.price(entry)? {
+            match self.price(planes, entry)? {
                 Priced::Plan => return Ok(true),
                 Priced::Node(next) => {
                     tried += 1;
-                    if self.dive_from(planes, next, below, left)? {
+                    if self.dive_from(planes, next, left)? {
                         return Ok(true);
                     }
                 }
@@ -197,26 +206,31 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(false)
     }
 
-    /// Searches until nothing better than the best can be left; returns the least bound of what was left, for
-    /// when the work ends before.
-    pub(super) fn run(&mut self, planes: &[Plane]) -> Result<(), f64> {
+    /// Searches until nothing can be left that is better than the best by more than `tolerance` of it. What is
+    /// given up is in [`Self::proven`].
+    ///
+    /// # Errors
+    /// The work ended before; what was left counts as given up.
+    pub(super) fn run(&mut self, planes: &[Plane], tolerance: f64) -> Result<(), Exhausted> {
+        self.proven = f64::INFINITY;
         let mut heap: BinaryHeap<Entry> = BinaryHeap::new();
         let mut settled: BTreeMap<(u8, Set, u8, u8, u8), Vec<(f64, f64)>> = BTreeMap::new();
         let mut order = 0;
         let limit = self.limit();
-        for root in self.roots() {
+        for root in self.roots(planes) {
             self.follow(planes, root, limit, |entry| {
                 order += 1;
                 heap.push(Entry { order, ..entry });
             });
         }
         while let Some(entry) = heap.pop() {
-            if entry.bound >= self.limit() {
+            if entry.bound >= self.limit() * (1.0 - tolerance) {
+                self.give_up(entry.bound);
                 return Ok(());
             }
             let step = self.work.spend(1).and_then(|()| {
                 if entry.set != 0 {
-                    if let Priced::Node(next) = self.price(entry)? {
+                    if let Priced::Node(next) = self.price(planes, entry)? {
                         order += 1;
                         heap.push(Entry { order, ..self.whole(planes, next) });
                     }
@@ -226,7 +240,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 // Where their number is free, it tells plans apart no further.
                 let stages = if self.count.is_some() { node.stages } else { 0 };
                 let key = (
-                    node.mode,
+                    node.plane,
                     node.used,
                     node.end,
                     stages << 1 | u8::from(node.big),
@@ -234,6 +248,9 @@ impl<'s, 'a> Search<'s, 'a> {
                 );
                 let known = settled.entry(key).or_default();
                 if known.iter().any(|&(time, busy)| time <= node.time && busy <= node.busy) {
+                    if node.slack > 0.0 {
+                        self.give_up(entry.bound);
+                    }
                     return Ok(());
                 }
                 known.push((node.time, node.busy));
@@ -244,29 +261,36 @@ impl<'s, 'a> Search<'s, 'a> {
                     pushed += 1;
                     heap.push(Entry { order, ..entry });
                 });
-                self.work.spend(pushed)
+                self.work.spend(1 + pushed / 4)
             });
             if step.is_err() {
-                return Err(entry.bound);
+                self.give_up(entry.bound);
+                return step;
             }
         }
         Ok(())
+    }
+
+    /// A plan that may cost as little as this is not looked for any more.
+    fn give_up(&mut self, bound: f64) {
+        self.proven = self.proven.min(bound);
     }
 
     /// The entry of a node whose stages are priced.
     fn whole(&self, planes: &[Plane], at: u32) -> Entry {
         let node = self.nodes[at as usize];
         let left = self.count.map_or(1, |count| count - usize::from(node.stages));
-        let rest = planes[usize::from(node.mode)].table.rest(node.big, left, node.used, node.end.into());
-        let bound = f64::max(node.time + rest, self.steps * node.busy);
+        let rest = planes[usize::from(node.plane)].table.rest(node.big, left, node.used, node.end.into());
+        let bound = f64::max(node.time + rest, self.steps * node.busy) - self.steps.max(1.0) * node.slack;
         Entry { bound, order: 0, node: at, set: 0, end: 0 }
     }
 
     /// Every stage that may follow and lead to a plan that costs less than `below`.
     fn follow(&self, planes: &[Plane], at: u32, below: f64, mut each: impl FnMut(Entry)) {
         let node = self.nodes[at as usize];
-        let Stages { problem, rules, step, groups, pace, modes, buffer_rows, .. } = &*self.stages;
-        let (mode, plane) = (&modes[usize::from(node.mode)], &planes[usize::from(node.mode)]);
+        let Stages { problem, rules, step, groups, pace, buffer_rows, .. } = &*self.stages;
+        let plane = &planes[usize::from(node.plane)];
+        let Some(mode) = self.stages.mode(plane.mode) else { return };
         let (first, layers) = (usize::from(node.end), groups.layers);
         let left = self.count.map(|count| count - usize::from(node.stages));
         let from = leader(node.set);
@@ -286,12 +310,12 @@ impl<'s, 'a> Search<'s, 'a> {
             } else {
                 step.hop[from][leader(set)]
             };
-            let start = node.time + start;
+            let start = node.time - node.slack + start;
             let big = node.big || set & (set - 1) != 0;
             let busy = mode.busy(set);
             let room = if first == 0 { pace.room(problem, mode, set, *buffer_rows) } else { None };
             let mut entry = |bound: f64, compute: f64, end: usize| {
-                let bound = bound.max(self.steps * node.busy.max(compute));
+                let bound = bound.max(self.steps * (node.busy - node.slack).max(compute));
                 if bound < below {
                     each(Entry { bound, order: 0, node: at, set, end: end as u8 });
                 }
@@ -305,7 +329,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 let rest = if first > 0 {
                     plane.reach.last(set, first)
                 } else {
-                    pace.whole(problem, groups, mode, set, *buffer_rows) + last.time
+                    pace.floor(problem, groups, mode, (set, 0, layers), *buffer_rows) + last.time
                 };
                 entry(start + rest, rest - last.time + busy.max(last.busy), layers);
             }
@@ -329,31 +353,32 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     /// The exact price of a stage after a node.
-    fn price(&mut self, entry: Entry) -> Result<Priced, Exhausted> {
+    fn price(&mut self, planes: &[Plane], entry: Entry) -> Result<Priced, Exhausted> {
         let node = self.nodes[entry.node as usize];
         let (set, first, end) = (entry.set, usize::from(node.end), usize::from(entry.end));
-        let mode = usize::from(node.mode);
-        let Some(compute) = self.stages.seconds(mode, set, first, end, self.work)? else {
+        let mode = planes[usize::from(node.plane)].mode;
+        let price = self.stages.price(mode, (set, first, end), self.work)?;
+        if !price.found.is_finite() {
+            if price.least.is_finite() {
+                self.give_up(entry.bound);
+            }
             return Ok(Priced::None);
-        };
+        }
         let start = if first == 0 {
             self.stages.problem.orders(set.count_ones() as usize)
         } else {
             self.stages.step.hop[leader(node.set)][leader(set)]
         };
         let of = &self.stages.modes[mode];
-        let mut busy = compute + of.busy(set);
-        let mut time = node.time + start + compute;
+        let mut busy = price.found + of.busy(set);
+        let mut time = node.time + start + price.found;
         let whole = end == self.stages.groups.layers;
         if whole && let Some(last) = &of.last[usize::from(set)] {
-            busy = busy.max(compute + last.busy);
+            busy = busy.max(price.found + last.busy);
             time += last.time;
         }
         let busy = busy.max(node.busy);
-        let cost = time.max(self.steps * busy);
-        if cost >= self.limit() {
-            return Ok(Priced::None);
-        }
+        let slack = node.slack + (price.found - price.least);
         let next = Node {
             parent: entry.node,
             set,
@@ -363,14 +388,31 @@ impl<'s, 'a> Search<'s, 'a> {
             big: node.big || set & (set - 1) != 0,
             time,
             busy,
-            mode: node.mode,
+            slack,
+            plane: node.plane,
         };
         if whole {
+            let cost = time.max(self.steps * busy);
+            if slack > 0.0 {
+                self.give_up(f64::max(time - slack, self.steps * (busy - slack)));
+            }
+            if cost >= self.limit() {
+                return Ok(Priced::None);
+            }
             *self.best = Some(Found { cost, mode, rows: self.stages.step.rows, stages: self.path(next) });
             return Ok(Priced::Plan);
         }
         self.nodes.push(next);
-        Ok(Priced::Node(self.nodes.len() as u32 - 1))
+        let at = self.nodes.len() as u32 - 1;
+        let bound = self.whole(planes, at).bound;
+        if bound + self.steps.max(1.0) * slack >= self.limit() {
+            // Nothing better is to be had with these shares.
+            if slack > 0.0 {
+                self.give_up(bound);
+            }
+            return Ok(Priced::None);
+        }
+        Ok(Priced::Node(at))
     }
 
     fn path(&self, last: Node) -> Vec<(Set, usize, usize)> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::groups::{Groups, Set, members};
-use super::reach::{Mode, Pace};
+use super::reach::{Mode, Pace, ROUNDING};
 use super::rules::Rules;
 use crate::planner::problem::{HeadMode, Problem, Step};
-use crate::planner::shares::{self, Ask, Exhausted, Shares, Work};
+use crate::planner::shares::{self, Answer, Ask, Exhausted, Shares, Work};
 
 /// All that depends on the number of rows of a step, and not on how much time is left for it.
 pub(super) struct Stages<'a> {
@@ -17,14 +17,29 @@ pub(super) struct Stages<'a> {
     pub(super) groups: Groups,
     pub(super) pace: Pace,
     pub(super) modes: Vec<Mode>,
+    /// What holds under any of the modes; for bounds alone.
+    pub(super) any: Option<Mode>,
     pub(super) buffer_rows: u32,
     /// Different counts of layers by class.
     counts: Vec<Vec<u32>>,
     /// `[first][end]`: index into `counts`.
     count_of: Vec<u16>,
-    /// By group, mode with place, and counts: seconds with sums.
-    known: BTreeMap<(Set, u8, u16), Option<f64>>,
+    /// By group, mode with place, and counts.
+    known: BTreeMap<(Set, u8, u16), (Price, Option<Shares>)>,
 }
+
+/// Seconds of a stage, sums included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Price {
+    /// Of the best shares found; infinite where there are none.
+    pub(super) found: f64,
+    /// No shares take less.
+    pub(super) least: f64,
+}
+
+/// Part of the work left that one stage may take, and the least it may take.
+const PART: u64 = 128;
+const LEAST: u64 = 2_000;
 
 impl<'a> Stages<'a> {
     pub(super) fn new(
@@ -37,7 +52,7 @@ impl<'a> Stages<'a> {
         let step = problem.step(rows);
         let groups = Groups::new(problem, rules, &step);
         let pace = Pace::new(problem, &step);
-        let modes =
+        let modes: Vec<Mode> =
             modes.iter().filter_map(|&mode| Mode::new(problem, rules, &step, mode, &groups.sets)).collect();
         let layers = groups.layers;
         let mut counts: Vec<Vec<u32>> = Vec::new();
@@ -54,6 +69,7 @@ impl<'a> Stages<'a> {
             }
         }
         let buffer_rows = chunk.max(problem.kv.sequences);
+        let any = Mode::any(problem, rules, &modes);
         Self {
             problem,
             rules,
@@ -61,6 +77,7 @@ impl<'a> Stages<'a> {
             groups,
             pace,
             modes,
+            any,
             buffer_rows,
             counts,
             count_of,
@@ -68,40 +85,57 @@ impl<'a> Stages<'a> {
         }
     }
 
-    /// Seconds of these layers on this group, sums included; `None` where no shares fit.
-    pub(super) fn seconds(
-        &mut self,
-        mode: usize,
-        set: Set,
-        first: usize,
-        end: usize,
-        work: &mut Work,
-    ) -> Result<Option<f64>, Exhausted> {
-        let layers = self.groups.layers;
-        let place = (mode as u8) << 2 | u8::from(first == 0) << 1 | u8::from(end == layers);
-        let key = (set, place, self.count_of[first * (layers + 1) + end]);
-        if let Some(&known) = self.known.get(&key) {
-            return Ok(known);
-        }
-        let sums = self.groups.sums[usize::from(set)] * (end - first) as f64;
-        let found = self.shares(mode, set, first, end, work)?.map(|shares| shares.seconds + sums);
-        self.known.insert(key, found);
-        Ok(found)
+    /// A mode, or beyond the last one what holds under any.
+    pub(super) fn mode(&self, mode: usize) -> Option<&Mode> {
+        self.modes.get(mode).or(self.any.as_ref())
     }
 
-    /// The shares themselves.
-    pub(super) fn shares(
+    /// What these layers take on this group.
+    pub(super) fn price(
+        &mut self,
+        mode: usize,
+        stage: (Set, usize, usize),
+        work: &mut Work,
+    ) -> Result<Price, Exhausted> {
+        let key = self.key(mode, stage);
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.0);
+        }
+        let (set, first, end) = stage;
+        let sums = self.groups.sums[usize::from(set)] * (end - first) as f64;
+        let answer = self.answer(mode, stage, sums, work)?;
+        let found = answer.shares.as_ref().map_or(f64::INFINITY, |shares| shares.seconds + sums);
+        let price = Price { found, least: found.min(answer.least + sums) };
+        self.known.insert(key, (price, answer.shares));
+        Ok(price)
+    }
+
+    /// The shares by which a stage was priced.
+    pub(super) fn shares(&self, mode: usize, stage: (Set, usize, usize)) -> Option<&Shares> {
+        self.known.get(&self.key(mode, stage))?.1.as_ref()
+    }
+
+    /// Ranges of layers with the same counts cost the same, save at either end of the model.
+    fn key(&self, mode: usize, (set, first, end): (Set, usize, usize)) -> (Set, u8, u16) {
+        let layers = self.groups.layers;
+        let place = (mode as u8) << 2 | u8::from(first == 0) << 1 | u8::from(end == layers);
+        (set, place, self.count_of[first * (layers + 1) + end])
+    }
+
+    fn answer(
         &self,
         mode: usize,
-        set: Set,
-        first: usize,
-        end: usize,
+        (set, first, end): (Set, usize, usize),
+        sums: f64,
         work: &mut Work,
-    ) -> Result<Option<Shares>, Exhausted> {
+    ) -> Result<Answer, Exhausted> {
         let layers = self.groups.layers;
-        let members = members(set);
-        let Some(rooms) = self.modes[mode].rooms(self.problem, set, first == 0, end == layers) else {
-            return Ok(None);
+        let (members, of) = (members(set), &self.modes[mode]);
+        let floor =
+            self.pace.floor(self.problem, &self.groups, of, (set, first, end), self.buffer_rows) - sums;
+        let rooms = of.rooms(self.problem, set, first == 0, end == layers);
+        let Some(rooms) = rooms.filter(|_| floor.is_finite()) else {
+            return Ok(Answer::NONE);
         };
         let pinned: Vec<_> = members.iter().map(|&device| self.rules.heads[device]).collect();
         let ask = Ask {
@@ -113,6 +147,8 @@ impl<'a> Stages<'a> {
             pinned: &pinned,
             buffer_rows: self.buffer_rows,
         };
-        shares::solve(&ask, work)
+        let most = (work.most.saturating_sub(work.done) / PART).max(LEAST);
+        // A sum taken in another order.
+        shares::solve(&ask, floor * (1.0 - ROUNDING), most, work)
     }
 }

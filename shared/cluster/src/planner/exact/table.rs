@@ -14,6 +14,8 @@ pub(super) struct Table {
     /// Planes of stages left; one where their number is free.
     stages: usize,
     values: Vec<f64>,
+    /// Pairs of a set and a group that were looked at.
+    pub(super) pairs: u64,
 }
 
 impl Table {
@@ -34,6 +36,7 @@ impl Table {
             sets,
             stages: planes,
             values: vec![f64::INFINITY; 2 * planes * sets * (layers + 1)],
+            pairs: 0,
         };
         if stages.is_some_and(|stages| stages < 2) || layers < 2 {
             return out;
@@ -105,6 +108,7 @@ impl Table {
         (free, done): (bool, usize),
         room: &mut Room,
     ) {
+        self.pairs += 1;
         let layers = self.layers;
         let row = layers + 1;
         let base = usize::from(set) * row;

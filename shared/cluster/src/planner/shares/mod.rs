@@ -10,7 +10,7 @@ mod stairs;
 
 use super::problem::{Class, Problem, Step};
 use joint::Joint;
-use stairs::{Axis, least};
+use stairs::{Axis, Corner, least};
 
 /// A group, the layers it runs and what memory it has for them.
 #[derive(Debug)]
@@ -40,6 +40,24 @@ pub(crate) struct Shares {
     pub(crate) blocks: Vec<u32>,
 }
 
+/// What was found.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Answer {
+    /// `None` where nothing fits, or nothing was found.
+    pub(crate) shares: Option<Shares>,
+    /// No shares take less: those found, where they are the best; infinite where nothing fits.
+    pub(crate) least: f64,
+}
+
+impl Answer {
+    /// Nothing fits.
+    pub(crate) const NONE: Self = Self { shares: None, least: f64::INFINITY };
+
+    fn best(shares: Shares) -> Self {
+        Self { least: shares.seconds, shares: Some(shares) }
+    }
+}
+
 /// Work that may still be done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
@@ -62,29 +80,31 @@ impl Work {
     }
 }
 
-/// The best shares, or that none fit.
+/// The best shares, or that none fit. `floor`: what they take at least, as far as is known. Where that takes
+/// more than `most` units of work, the best found by then.
 ///
 /// # Errors
-/// The work allowed has been done.
-pub(crate) fn solve(ask: &Ask<'_>, work: &mut Work) -> Result<Option<Shares>, Exhausted> {
+/// All work allowed has been done.
+pub(crate) fn solve(ask: &Ask<'_>, floor: f64, most: u64, work: &mut Work) -> Result<Answer, Exhausted> {
     let weights = &ask.problem.weights;
     work.spend(ask.members.len() as u64)?;
     if ask.members.len() == 1 {
-        return Ok(alone(ask));
+        return Ok(alone(ask).map_or(Answer::NONE, Answer::best));
     }
     let (kinds, axes) = axes(ask);
     let (attention_kinds, feed_forward_kinds) = &kinds;
     let split = attention_kinds.len();
-    let attention = least(&axes[..split], &[], |limits| {
+    let (mut attention, mut feed_forward) = (None, None);
+    least(&axes[..split], &[], &mut attention, |limits| {
         work.spend(1)?;
         Ok(reach(ask, attention_kinds, limits).is_some())
     })?;
-    let feed_forward = least(&axes[split..], &[], |limits| {
+    least(&axes[split..], &[], &mut feed_forward, |limits| {
         work.spend(1)?;
         Ok(enough(ask, feed_forward_kinds, limits))
     })?;
     let (Some((attention, mut limits)), Some((feed_forward, more))) = (attention, feed_forward) else {
-        return Ok(None);
+        return Ok(Answer::NONE);
     };
     limits.extend(more);
     let seconds = attention + feed_forward;
@@ -94,33 +114,86 @@ pub(crate) fn solve(ask: &Ask<'_>, work: &mut Work) -> Result<Option<Shares>, Ex
         && let Some(heads) = reach(ask, attention_kinds, &limits[..split])
         && let Some(blocks) = joint.fill(&heads, &limits)
     {
-        return Ok(Some(Shares { seconds, heads, blocks }));
+        return Ok(Answer::best(Shares { seconds, heads, blocks }));
     }
-    let (joint, cost) = (joint.with_rooms(), ask.members.len() as u64 * weights.heads as u64);
+    let joint = joint.with_rooms();
+    let unit = 1 + (ask.members.len() * weights.heads) as u64 / 32;
+    let mut own = Work { done: 0, most };
     let mut fits = |limits: &[f64]| {
-        work.spend(1 + cost / 4)?;
+        own.spend(unit)?;
         Ok(joint.fit(limits).is_some())
     };
-    let found = if fits(&limits)? {
-        Some((seconds, limits))
-    } else {
-        let floor: Vec<f64> = (0..axes.len())
-            .map(|at| {
-                if at == 0 {
-                    seconds
-                } else if at <= split {
-                    feed_forward
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        least(&axes, &floor, fits)?
-    };
-    Ok(found.and_then(|(seconds, limits)| {
+    let floor = floor.max(seconds);
+    let mut best: Option<Corner> = None;
+    let end = together(&axes, split, &limits, (floor, feed_forward, seconds), &mut best, &mut fits);
+    work.spend(own.done)?;
+    let found = best.and_then(|(seconds, limits)| {
         let (heads, blocks) = joint.fit(&limits)?;
         Some(Shares { seconds, heads, blocks })
-    }))
+    });
+    Ok(match (end, found) {
+        (Ok(()), Some(shares)) => Answer::best(shares),
+        (Ok(()), None) => Answer::NONE,
+        (Err(Exhausted), shares) => Answer { shares, least: floor },
+    })
+}
+
+/// By how much the limits of the separate optimum are raised at most, as a part, for a first answer.
+const RAISE: f64 = 3.0;
+
+/// Halvings between raises: to a thousandth.
+const HALVINGS: usize = 12;
+
+/// Heads and blocks searched together. `apart`: the limits at which each fits alone; `floor`: what all take at
+/// least, what blocks take at least, and what both take apart.
+fn together(
+    axes: &[Axis<'_>],
+    split: usize,
+    apart: &[f64],
+    (floor, feed_forward, seconds): (f64, f64, f64),
+    best: &mut Option<Corner>,
+    fits: &mut impl FnMut(&[f64]) -> Result<bool, Exhausted>,
+) -> Result<(), Exhausted> {
+    if fits(apart)? {
+        *best = Some((seconds, apart.to_vec()));
+        return Ok(());
+    }
+    // A good corner first: all limits raised alike, then each lowered as far as it goes.
+    let raised = |by: f64| -> Vec<f64> { apart.iter().map(|limit| limit * (1.0 + by)).collect() };
+    let (mut low, mut high) = (0.0, RAISE);
+    if fits(&raised(high))? {
+        for _ in 0..HALVINGS {
+            let middle = f64::midpoint(low, high);
+            if fits(&raised(middle))? { high = middle } else { low = middle }
+        }
+        let mut limits = raised(high);
+        for at in 0..axes.len() {
+            let values = axes[at].values;
+            let (mut low, mut high) = (0, values.partition_point(|&value| value <= limits[at]));
+            while low < high {
+                let middle = usize::midpoint(low, high);
+                limits[at] = values[middle];
+                if fits(&limits)? { high = middle } else { low = middle + 1 }
+            }
+            limits[at] = values[low.min(values.len() - 1)];
+        }
+        if fits(&limits)? {
+            let cost = axes.iter().zip(&limits).map(|(axis, limit)| axis.weight * limit).sum();
+            *best = Some((cost, limits));
+        }
+    }
+    let floors: Vec<f64> = (0..axes.len())
+        .map(|at| {
+            if at == 0 {
+                floor
+            } else if at <= split {
+                feed_forward
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    least(axes, &floors, best, fits)
 }
 
 /// One device has all.
