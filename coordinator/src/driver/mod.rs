@@ -35,7 +35,7 @@ use crate::session::{EmulationView, Snapshot};
 
 pub(crate) use book::{Book, Known};
 pub(crate) use figures::Figures;
-pub(crate) use job::{JobOptions, Planned, Serving, load, plan};
+pub(crate) use job::{JobOptions, Serving, load, plan};
 
 /// Port of the coordinator where nobody says another and this one is free: so that `--coordinator` on a board can be
 /// written down once. Unassigned by IANA.
