@@ -18,6 +18,9 @@ const LEFT_OUT_PRICED: usize = 12;
 /// Up to this many devices in all, the same.
 const DEVICES_PRICED: usize = 128;
 
+/// Memory of one device beyond which more is of no use to any model, and sums of many stay in range.
+const MOST_USABLE: Bytes = Bytes(1 << 50);
+
 /// Plans by all five strategies, and the one to take: the one asked for, or the best by the workload's
 /// objective. `spec` must have passed [`ModelSpec::check`].
 ///
@@ -114,7 +117,7 @@ fn sift(cluster: &Cluster, options: &Options) -> (Vec<Device>, Vec<LeftOut>) {
     let mut left_out = Vec::new();
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
     for device in &cluster.devices {
-        let usable = device.usable.saturating_sub(options.reserve);
+        let usable = device.usable.min(MOST_USABLE).saturating_sub(options.reserve);
         let reason = if !seen.insert(device.node) {
             continue;
         } else if options.exclude.contains(&device.node) {
