@@ -248,25 +248,44 @@ impl Field {
             let several = several.filter_map(|entry| Some(tokens * f64::from(entry.streams) / entry.tps?));
             one + several.sum::<f64>()
         };
-        let cost: f64 = alone.iter().filter(|alone| alone.fits).map(seconds).sum();
-        let measure = asked.unwrap_or(cost <= ALONE_SECONDS);
+        // The single strategy's own trial tells as much, where it holds enough sequences.
         for alone in &mut alone {
-            // The single strategy's own trial tells as much, where it holds enough sequences.
-            let enough = |plan: &Plan| plan.kv.sequences >= work.most_streams();
-            let there =
-                self.trials.iter().position(|trial| is_alone(&trial.plan, alone.node) && enough(&trial.plan));
-            alone.trial = match there {
-                Some(at) => {
-                    let plan = self.trials[at].plan.clone();
-                    Some(self.add(plan, &format!("{} alone", alone.name), &wants))
-                }
-                _ if measure && alone.fits => {
-                    Some(self.add(alone.plan.clone(), &format!("{} alone", alone.name), &wants))
-                }
-                _ => None,
-            };
+            let enough = |plan: &Plan| is_alone(plan, alone.node) && plan.kv.sequences >= work.most_streams();
+            if let Some(at) = self.trials.iter().position(|trial| enough(&trial.plan)) {
+                let plan = self.trials[at].plan.clone();
+                alone.trial = Some(self.add(plan, &format!("{} alone", alone.name), &wants));
+            }
+        }
+        // Boards of one kind are measured once.
+        let mut kinds: Vec<usize> = Vec::new();
+        for at in 0..alone.len() {
+            let known = |&other: &usize| self.twins(alone[at].node, alone[other].node);
+            let measured = (0..alone.len()).filter(|&other| alone[other].trial.is_some());
+            if alone[at].fits && !measured.chain(kinds.iter().copied()).any(|other| known(&other)) {
+                kinds.push(at);
+            }
+        }
+        let cost: f64 = kinds.iter().map(|&at| seconds(&alone[at])).sum();
+        if asked.unwrap_or(cost <= ALONE_SECONDS) {
+            for at in kinds {
+                let (plan, label) = (alone[at].plan.clone(), format!("{} alone", alone[at].name));
+                alone[at].trial = Some(self.add(plan, &label, &wants));
+            }
+        }
+        for at in 0..alone.len() {
+            let twin = |other: &&Alone| other.trial.is_some() && self.twins(alone[at].node, other.node);
+            if alone[at].fits && alone[at].trial.is_none() {
+                alone[at].trial = alone.iter().find(twin).and_then(|twin| twin.trial);
+            }
         }
         self.alone = alone;
+    }
+
+    /// Whether two nodes have the same profile to the last digit: they play the same board, or one was measured for
+    /// both.
+    fn twins(&self, a: NodeId, b: NodeId) -> bool {
+        let profile = |node| self.cluster.device(node).map(|device| &device.profile);
+        profile(a).is_some() && profile(a) == profile(b)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::driver::{Driver, Update};
 use crate::exit::Failure;
 use crate::model::Model;
 use crate::session::Snapshot;
+use crate::session::emulation::own_time;
 
 /// How long workers may take to drop a shard; the state machine gives up on them before.
 const UNLOAD: Duration = Duration::from_secs(20);
@@ -250,7 +251,7 @@ impl Stand<'_> {
     }
 
     fn ms(&self, time: Duration) -> f64 {
-        time.as_secs_f64() * 1e3 / self.dilation
+        own_time(time, self.dilation).as_secs_f64() * 1e3
     }
 }
 
