@@ -105,6 +105,21 @@ fn the_sheet_fits_a_screen_and_the_drawing_says_the_same() {
 }
 
 #[test]
+fn a_hundred_boards_fit_a_screen_too() {
+    let place = Place::new();
+    let text = "network = \"gigabit-switch\"\n[[device]]\nname = \"pi\"\nprofile = \"pi5-8gb\"\ncount = 60\n\
+                [[device]]\nname = \"orin\"\nprofile = \"agx-orin\"\ncount = 40\n";
+    let cluster = write(&place, "hall.toml", text);
+    for args in [&["--streams", "16"][..], &["--strategy", "static-layer"]] {
+        let output = shape(&place, "llama-3.1-70b", &cluster).args(args).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.lines().count() <= 75, "{} lines:\n{text}", text.lines().count());
+        assert!(text.contains("100 boards (60 × pi5-8gb, 40 × agx-orin)"), "{text}");
+    }
+}
+
+#[test]
 fn names_from_files_are_escaped_in_the_drawing() {
     let place = Place::new();
     let text = "name = \"a <b> & \\\"c\\\"\"\n[[device]]\nname = \"<script>\"\nprofile = \"pi5-8gb\"\n";

@@ -7,6 +7,7 @@ mod devices;
 mod ink;
 mod plan;
 mod plan_drawing;
+mod plan_reasons;
 mod simulation;
 mod tables;
 

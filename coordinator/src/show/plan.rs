@@ -1,26 +1,21 @@
 //! `shoal plan` as a person reads it: the strategies in a table, the chosen plan as a picture, and the reasons.
 
 use shoal_cluster::cost::{NodePrediction, Objective, Prediction};
-use shoal_cluster::planner::{Choice, Infeasible, LimitKind, Missing, NoPlan};
+use shoal_cluster::planner::{Choice, Infeasible, Missing};
 use shoal_core::plan::{Plan, Span};
 use shoal_core::units::Bytes;
 use shoal_core::{ModelSpec, NodeId};
 
-use super::ink::{Ink, bar, pad, parts, wrap};
+use super::ink::{Ink, bar, pad, parts};
+use super::plan_reasons::{misfit, reasons};
 use super::tables::span;
-use crate::commands::plan::{Addition, Figures, Sheet, WhatIf};
+use crate::commands::plan::Sheet;
 
-/// Columns of the picture, and of wrapped text.
-const WIDTH: usize = 108;
+/// Boards that have a line of their own; of a plan with more, stages have.
+const BOARDS: usize = 20;
 
-/// Where the text beside a label begins.
-const LABEL: usize = 11;
-
-/// Boards of one stage, and left-out boards, that are shown; of more the number is said.
-const BOARDS: usize = 12;
-
-/// Stages that are shown.
-const STAGES: usize = 12;
+/// Stages that are shown; of more the number is said.
+const STAGES: usize = 20;
 
 /// Kinds of boards that are named.
 const KINDS: usize = 5;
@@ -80,16 +75,20 @@ fn header(sheet: &Sheet<'_>, ink: Ink) -> String {
 
 /// The profiles of the boards, if all have one and a line holds them.
 fn kinds(sheet: &Sheet<'_>) -> Option<String> {
-    let mut counts: Vec<(&str, usize)> = Vec::new();
+    let mut counts: Vec<(String, usize)> = Vec::new();
     for device in &sheet.ground.cluster.devices {
-        let profile = sheet.ground.kinds.get(&device.node)?.profile.as_deref()?;
+        let kind = sheet.ground.kinds.get(&device.node)?;
+        let mut profile = kind.profile.clone()?;
+        if kind.speed != 1.0 {
+            profile.push_str(&format!(" at {} of its speed", kind.speed));
+        }
         match counts.iter_mut().find(|(known, _)| *known == profile) {
             Some((_, count)) => *count += 1,
             None => counts.push((profile, 1)),
         }
     }
-    let one = |&(profile, count): &(&str, usize)| match count {
-        1 => profile.to_owned(),
+    let one = |(profile, count): &(String, usize)| match count {
+        1 => profile.clone(),
         count => format!("{count} × {profile}"),
     };
     (counts.len() <= KINDS).then(|| counts.iter().map(one).collect::<Vec<_>>().join(", "))
@@ -191,7 +190,7 @@ fn short_bytes(bytes: Bytes) -> String {
 }
 
 /// Why a strategy has no plan, in a line.
-fn lack(why: &Infeasible) -> String {
+pub(super) fn lack(why: &Infeasible) -> String {
     match lacks(&why.missing) {
         Some(lacks) => format!("— {}: {lacks}", why.reason),
         None => format!("— {}", why.reason),
@@ -217,29 +216,38 @@ fn picture(sheet: &Sheet<'_>, choice: &Choice, ink: Ink) -> String {
         ink.dim("(█ computing ▒ sending ░ waiting for ranks · idle)")
     );
     let rows = Rows::new(sheet, choice);
+    let each = plan.nodes().len() <= BOARDS;
     for (index, stage) in plan.stages.iter().enumerate().take(STAGES) {
         let sums = match stage.ranks.len() {
             1 => String::new(),
             _ => format!(", sums {}", all_reduce(stage.sums.decode)),
         };
         let took = prediction.stage_ms.get(index).map_or_else(String::new, |ms| format!(", {}", time(*ms)));
-        let layers = count(stage.layers.len() as usize, "layer");
-        let what = format!("stage {index} · layers {} ({layers}){took}{sums}", span(stage.layers));
-        out.push_str(&format!("  {}\n", ink.accent(&what)));
-        for share in stage.ranks.iter().take(BOARDS) {
-            out.push_str(&rows.line(share.node, ink));
+        let layers = match stage.layers.len() {
+            1 => format!("layer {}", stage.layers.first),
+            n => format!("layers {} ({n} layers)", span(stage.layers)),
+        };
+        let nodes: Vec<NodeId> = stage.ranks.iter().map(|share| share.node).collect();
+        let title = format!("stage {index} · {layers}{took}{sums}");
+        if each {
+            out.push_str(&format!("  {}\n", ink.accent(&title)));
+            out.extend(nodes.iter().map(|node| rows.line(*node, ink)));
+        } else {
+            // One board stands beside its stage.
+            let between = if nodes.len() == 1 { " · " } else { "\n    " };
+            out.push_str(&format!("  {}{between}{}\n", ink.accent(&title), rows.together(&nodes)));
         }
-        out.push_str(&more(stage.ranks.len(), BOARDS, "board"));
     }
     out.push_str(&more(plan.stages.len(), STAGES, "stage"));
     let apart: Vec<NodeId> =
         plan.head.iter().map(|head| head.node).filter(|node| plan.place(*node).is_none()).collect();
     if !apart.is_empty() {
         out.push_str(&format!("  {}\n", ink.accent("output head alone")));
-        for &node in apart.iter().take(BOARDS) {
-            out.push_str(&rows.line(node, ink));
+        if each {
+            out.extend(apart.iter().map(|node| rows.line(*node, ink)));
+        } else {
+            out.push_str(&format!("    {}\n", rows.together(&apart)));
         }
-        out.push_str(&more(apart.len(), BOARDS, "board"));
     }
     out
 }
@@ -278,6 +286,31 @@ impl<'a> Rows<'a> {
         let used = pieces.iter().zip(self.pieces).filter(|(_, width)| *width > 0);
         let cells = used.map(|(piece, width)| pad(piece, width, false));
         cells.collect::<Vec<_>>().join("  ")
+    }
+
+    /// Several boards in one line.
+    fn together(&self, nodes: &[NodeId]) -> String {
+        let names = match nodes {
+            [] => String::new(),
+            [one] => self.name(*one),
+            [first, .., last] => {
+                format!("{}: {} … {}", count(nodes.len(), "board"), self.name(*first), self.name(*last))
+            }
+        };
+        let of = |node: &NodeId| self.prediction.nodes.iter().find(|figures| figures.node == *node);
+        let figures: Vec<&NodePrediction> = nodes.iter().filter_map(of).collect();
+        let full = figures
+            .iter()
+            .map(|figures| 100.0 * figures.memory.total().0 as f64 / figures.usable.0.max(1) as f64);
+        let (least, most) =
+            full.fold((f64::INFINITY, 0.0_f64), |(least, most), part| (least.min(part), most.max(part)));
+        let busiest = figures.iter().map(|figures| figures.compute_ms).fold(0.0, f64::max);
+        let busiest = 100.0 * busiest / self.prediction.decode_ms.max(f64::MIN_POSITIVE);
+        let range = match (least.round(), most.round()) {
+            (least, most) if least >= most => format!("{most}"),
+            (least, most) => format!("{least} to {most}"),
+        };
+        format!("{names}, memory {range} % full, computing {busiest:.0} % of the time at most")
     }
 
     fn line(&self, node: NodeId, ink: Ink) -> String {
@@ -330,139 +363,10 @@ fn all_reduce(how: shoal_core::plan::AllReduce) -> &'static str {
     }
 }
 
-fn reasons(sheet: &Sheet<'_>, choice: &Choice, ink: Ink) -> String {
-    let mut out = String::new();
-    let mut say = |label: &str, text: &str| out.push_str(&labelled(label, text, ink));
-    say("why", &choice.reason);
-    for left in choice.left_out.iter().take(BOARDS) {
-        say("left out", &format!("{}: {}", left.name, left.reason));
-    }
-    if choice.left_out.len() > BOARDS {
-        say("", &format!("and {} more", choice.left_out.len() - BOARDS));
-    }
-    let (scope, limits): (Vec<_>, Vec<_>) =
-        choice.limits.iter().partition(|limit| limit.kind == LimitKind::Scope);
-    for (at, limit) in limits.iter().enumerate() {
-        say(if at == 0 { "limits" } else { "" }, &limit.text);
-    }
-    let gap = match choice.gap {
-        _ if choice.optimal => None,
-        // A bound of nothing tells nothing.
-        0.995.. => Some("not proven to be the best".to_owned()),
-        gap => Some(format!(
-            "not proven to be the best: another plan could be up to {:.1} % better",
-            gap * 100.0
-        )),
-    };
-    let bound =
-        format!("no plan here decodes one stream faster than {} per token", time(choice.lower_bound_ms));
-    let known = gap.into_iter().chain(scope.iter().map(|limit| limit.text.clone())).chain([bound]);
-    say("optimal", &known.collect::<Vec<_>>().join("; "));
-    if choice.outcomes.iter().any(|outcome| {
-        outcome.result.as_ref().is_ok_and(|priced| priced.prediction.efficiency_assumes_memory)
-    }) {
-        say("effic. *", "compared with boards that could each hold the whole model, which some cannot");
-    }
-    for (at, what_if) in sheet.what_if.iter().enumerate() {
-        say(if at == 0 { "what if" } else { "" }, &changed(what_if, sheet.workload.objective()));
-    }
-    out.trim_end().to_owned()
-}
-
-/// A label and its text, wrapped beside it.
-fn labelled(label: &str, text: &str, ink: Ink) -> String {
-    let mut out = String::new();
-    for (at, line) in wrap(text, WIDTH - LABEL).iter().enumerate() {
-        let label = pad(if at == 0 { label } else { "" }, LABEL, false);
-        out.push_str(&format!("{}{line}\n", ink.dim(&label)));
-    }
-    out
-}
-
-/// What one more board would change, in a line.
-fn changed(what_if: &WhatIf, objective: Objective) -> String {
-    let board = match what_if.count {
-        1 => format!("+ {} ({})", what_if.title, what_if.profile),
-        count => format!("+ {count} × {} ({})", what_if.title, what_if.profile),
-    };
-    let Some(after) = &what_if.after else {
-        let reason = what_if.reason.as_deref().unwrap_or("no plan fits");
-        return format!("{board}: {reason}");
-    };
-    let Some(before) = &what_if.before else {
-        return format!("{board}: then it fits, {}", figure(after, objective));
-    };
-    if !what_if.used {
-        return format!(
-            "{board}: nothing; {} would be left out",
-            if what_if.count == 1 { "it" } else { "one or more" }
-        );
-    }
-    let (what, ratio) = match objective {
-        Objective::Latency => ("time per token", after.decode_ms / before.decode_ms),
-        Objective::Throughput => ("tokens per second", after.tps / before.tps),
-        Objective::Energy => ("energy per token", after.figure / before.figure),
-    };
-    let change = 100.0 * (ratio - 1.0);
-    let sign = if change < 0.0 { '−' } else { '+' };
-    let (from, to) = (figure(before, objective), figure(after, objective));
-    let by = format!("{} on {}", after.strategy.name(), count(after.boards, "board"));
-    format!("{board}: {from} → {to}, {sign}{:.0} % {what}, {by}", change.abs())
-}
-
-fn figure(figures: &Figures, objective: Objective) -> String {
-    match objective {
-        Objective::Latency => format!("{}/token", time(figures.decode_ms)),
-        Objective::Throughput => format!("{} tok/s", number(figures.tps)),
-        Objective::Energy => format!("{} J/token", number(figures.figure)),
-    }
-}
-
-/// Why nothing fits: what is missing, and what would do. It follows `error: `.
-fn misfit(sheet: &Sheet<'_>, no_plan: &NoPlan) -> String {
-    let (spec, ground) = (sheet.spec, sheet.ground);
-    let boards = ground.cluster.devices.len();
-    let mut out = format!(
-        "failed to fit {} ({}) on {}, {} with {} for models",
-        spec.name,
-        spec.total_bytes(),
-        ground.title,
-        count(boards, "board"),
-        ground.usable()
-    );
-    if no_plan.missing.0 > 0 {
-        out.push_str(&format!(": {} ({} bytes) are missing", no_plan.missing, no_plan.missing.0));
-    }
-    for (strategy, why) in &no_plan.strategies {
-        out.push_str(&format!("\n  {:<15} {}", strategy.name(), lack(why).trim_start_matches("— ")));
-    }
-    for left in no_plan.left_out.iter().take(BOARDS) {
-        out.push_str(&format!("\n  left out        {}: {}", left.name, left.reason));
-    }
-    if let Some(addition) = no_plan.addition.filter(|_| sheet.additions.is_empty()) {
-        out.push_str(&format!("\n  it would fit    with one more board that has {addition} for models"));
-    }
-    for (at, addition) in sheet.additions.iter().enumerate() {
-        let label = if at == 0 { "it would fit" } else { "or" };
-        let Addition { count, title, kind, after, .. } = addition;
-        let times = if *count == 1 { "one".to_owned() } else { count.to_string() };
-        let (strategy, took) = (after.strategy.name(), time(after.decode_ms));
-        out.push_str(&format!(
-            "\n  {label:<15} with {times} more {title} ({kind}; --what-if {}): {strategy} at {took} per token",
-            addition.argument()
-        ));
-    }
-    for what_if in &sheet.what_if {
-        let text = changed(what_if, sheet.workload.objective());
-        out.push_str(&format!("\n  what if         {}", text.lines().next().unwrap_or_default()));
-    }
-    out
-}
-
 fn more(all: usize, shown: usize, what: &str) -> String {
     match all.saturating_sub(shown) {
         0 => String::new(),
-        more => format!("    … and {} more\n", count(more, what)),
+        more => format!("    … and {}\n", count(more, &format!("more {what}"))),
     }
 }
 

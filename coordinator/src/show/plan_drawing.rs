@@ -176,7 +176,11 @@ fn draw_board(scene: &mut Scene, sheet: &Sheet<'_>, choice: &Choice, node: NodeI
     let muted = small.paint(Paint::Muted);
     scene.text((left, y + 20.0), fitted(&name, Style::new(14.0).bold(), inner), Style::new(14.0).bold());
     if let Some(kind) = sheet.ground.kinds.get(&node) {
-        scene.text((left, y + 36.0), fitted(&kind.title, muted, inner), muted);
+        let title = match kind.speed {
+            1.0 => kind.title.clone(),
+            speed => format!("{}, at {speed} of its speed", kind.title),
+        };
+        scene.text((left, y + 36.0), fitted(&title, muted, inner), muted);
     }
     let pieces = work(&choice.chosen.plan, sheet.spec, node);
     let pieces: Vec<&str> = pieces.iter().map(String::as_str).filter(|piece| !piece.is_empty()).collect();

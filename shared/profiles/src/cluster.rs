@@ -32,6 +32,8 @@ pub struct ClusterFile {
     pub boards: Vec<(String, Board)>,
     /// Every ordered pair of devices, by their indices.
     pub links: Vec<(usize, usize, LinkFigures)>,
+    /// The speed of each device as a part of its profile's: what the file says by `speed`.
+    pub speeds: Vec<f64>,
     /// By which network each device is attached; `None` where only links of its own are given.
     pub networks: Vec<Option<String>>,
     /// The network of devices that name none, and of boards that are added on paper.
@@ -94,6 +96,7 @@ impl ClusterFile {
             name,
             boards: Vec::new(),
             links: Vec::new(),
+            speeds: Vec::new(),
             networks: Vec::new(),
             network,
             defaulted: Vec::new(),
@@ -174,6 +177,7 @@ impl ClusterFile {
                 self.defaulted.push(name.clone());
             }
             self.boards.push((name, board.clone()));
+            self.speeds.push(raw.speed.unwrap_or(1.0));
             self.networks.push(net.as_ref().map(|net| net.name.clone()));
             self.cpu_quota.push(quota);
             attached.push(net.clone());
@@ -291,6 +295,7 @@ impl ClusterFile {
             .map(|number| format!("{}+{number}", board.name))
             .find(|name| self.boards.iter().all(|(known, _)| known != name));
         self.boards.push((name.unwrap_or_else(|| board.name.clone()), board));
+        self.speeds.push(1.0);
         self.networks.push(Some(net.name));
         self.cpu_quota.push(None);
         Ok(at)

@@ -19,6 +19,8 @@ pub(crate) struct Kind {
     pub(crate) title: String,
     /// What it carries.
     pub(crate) memory: Bytes,
+    /// Its speed as a part of the profile's.
+    pub(crate) speed: f64,
 }
 
 /// The cluster that is planned on.
@@ -40,7 +42,8 @@ impl Ground {
     pub(crate) fn paper(paper: Paper, net: Option<Net>) -> Self {
         let kind = |(at, (_, board)): (usize, &(String, Board))| {
             let profile = Some(board.name.clone());
-            let kind = Kind { profile, title: board.title.clone(), memory: board.memory };
+            let speed = paper.file.speeds.get(at).copied().unwrap_or(1.0);
+            let kind = Kind { profile, title: board.title.clone(), memory: board.memory, speed };
             (paper::node(at), kind)
         };
         let file = &paper.file;
@@ -72,7 +75,7 @@ impl Ground {
             let info = &view.info;
             let profile = info.emulation.as_ref().map(|emulation| emulation.profile.clone());
             let title = info.hardware.split(';').next().unwrap_or_default().to_owned();
-            (node, Kind { profile, title, memory: info.memory })
+            (node, Kind { profile, title, memory: info.memory, speed: 1.0 })
         };
         let cluster = driver.cluster();
         let missing = driver.connected().values().filter(|view| cluster.device(view.info.node).is_none());

@@ -48,6 +48,8 @@ struct ClusterNode<'a> {
     name: &'a str,
     profile: Option<&'a str>,
     title: Option<&'a str>,
+    /// As a part of the profile's.
+    speed: Option<f64>,
     memory_bytes: Option<u64>,
     usable_bytes: u64,
 }
@@ -101,6 +103,7 @@ impl<'a> PlanReport<'a> {
                 name: &device.name,
                 profile: kind.and_then(|kind| kind.profile.as_deref()),
                 title: kind.map(|kind| kind.title.as_str()),
+                speed: kind.map(|kind| kind.speed),
                 memory_bytes: kind.map(|kind| kind.memory.0),
                 usable_bytes: device.usable.0,
             }
