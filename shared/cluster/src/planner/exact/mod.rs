@@ -143,6 +143,10 @@ const CLOSE: f64 = 1.01;
 /// Caps that are tried for one number of stages and one mode of the head.
 const TRIALS: usize = 8;
 
+/// How often a first cost is raised, and by what factor: to 28 times the least.
+const CLIMBS: usize = 10;
+const CLIMB: f64 = 1.4;
+
 /// Part of the best cost by which plans must be better to be looked for at first; then all are.
 const TOLERANCE: f64 = 0.005;
 
@@ -161,6 +165,9 @@ impl<'a> Round<'a> {
     /// Looks for the best; returns what no plan that was given up is below.
     fn run(&mut self, work: &mut Work) -> f64 {
         let mut counts = self.counts();
+        if !self.may_fit() {
+            return f64::INFINITY;
+        }
         let mut proven = Vec::with_capacity(counts.len());
         for (at, &(count, bound)) in counts.iter().enumerate() {
             // Half of what is left for each but the last, so that all have their turn.
@@ -178,6 +185,15 @@ impl<'a> Round<'a> {
             }
         }
         proven.into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    /// Whether all memory together is enough for layers, head, and embedding table.
+    fn may_fit(&self) -> bool {
+        let problem = self.problem;
+        let Some(stages) = self.stages.values().next() else { return true };
+        let head = problem.weights.head_bytes(problem.spec, problem.kv, problem.spec.vocab);
+        let needs = stages.pace.total() + problem.weights.embedding + head;
+        problem.devices.iter().map(|device| device.usable.0).fold(0, u64::saturating_add) >= needs
     }
 
     fn cost(&self) -> f64 {
@@ -251,6 +267,9 @@ impl<'a> Round<'a> {
                 low = low.max(least);
             }
             for mode in 0..modes {
+                if count.is_some() && cost(search).is_infinite() {
+                    climb(search, mode, bound)?;
+                }
                 let limit = cost(search);
                 let mut plane = [search.plane(mode, limit)?];
                 let least = search.bound(&plane);
@@ -276,6 +295,22 @@ impl<'a> Round<'a> {
             Err(Exhausted) => low,
         }
     }
+}
+
+/// Raises the cost that plans may have until one is found, from the least there can be.
+fn climb(search: &mut Search<'_, '_>, mode: usize, bound: f64) -> Result<(), Exhausted> {
+    let mut trial = bound;
+    for _ in 0..CLIMBS {
+        trial *= CLIMB;
+        let plane = [search.plane(mode, trial)?];
+        if search.bound(&plane) < trial {
+            search.dive(&plane)?;
+            if search.best.is_some() {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Tries out caps on how long a node is busy, between what is known to be possible and what is not.

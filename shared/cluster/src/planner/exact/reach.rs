@@ -176,11 +176,14 @@ fn runs(problem: &Problem<'_>, rules: &Rules, mode: &Mode, tiles: impl Fn(usize,
 }
 
 /// Bytes per second of a device's phases, at most.
+///
+/// A rank is credited with the bytes of its heads and blocks as a part of all heads and blocks. It holds no less,
+/// and the credits of all ranks add up to the layer, whatever ranks hold twice.
 #[derive(Debug)]
 pub(super) struct Pace {
     attention: Vec<f64>,
     feed_forward: Vec<f64>,
-    /// `[layers]`: bytes of the first so many layers, over all ranks, at least.
+    /// `[layers]`: bytes of the first so many layers.
     weight: Vec<u64>,
 }
 
@@ -189,31 +192,34 @@ impl Pace {
         let weights = &problem.weights;
         let n = problem.devices.len();
         let (mut attention, mut feed_forward) = (vec![0.0_f64; n], vec![0.0_f64; n]);
-        for (at, class) in weights.classes.iter().enumerate() {
+        let credit: Vec<(u64, u64)> = (0..weights.classes.len()).map(|class| weights.credit(class)).collect();
+        for (class, credit) in weights.classes.iter().zip(&credit) {
             for device in 0..n {
                 for (range, &time) in step.attention[class.attention][device].iter().enumerate() {
                     if time > 0.0 {
-                        let pace = weights.attention_of(at, range) as f64 / time;
-                        attention[device] = attention[device].max(pace);
+                        let part = (range % (weights.heads + 1)) as f64 / weights.heads as f64;
+                        attention[device] = attention[device].max(part * credit.0 as f64 / time);
                     }
                 }
                 for last in [false, true] {
                     let times = &step.feed_forward[class.feed_forward][device][usize::from(last)];
                     for (blocks, &time) in times.iter().enumerate().skip(1) {
-                        let pace = weights.feed_forward_of(at, blocks, last) as f64 / time;
-                        feed_forward[device] = feed_forward[device].max(pace);
+                        let part = weights.part(blocks, last);
+                        feed_forward[device] = feed_forward[device].max(part * credit.1 as f64 / time);
                     }
                 }
             }
         }
-        let full = weights.at(0, weights.heads);
         let mut weight = vec![0];
         for &class in &weights.class_of {
-            let bytes =
-                weights.attention_of(class, full) + weights.feed_forward_of(class, weights.blocks, true);
-            weight.push(weight[weight.len() - 1] + bytes);
+            weight.push(weight[weight.len() - 1] + credit[class].0 + credit[class].1);
         }
         Self { attention, feed_forward, weight }
+    }
+
+    /// Bytes of all layers, at least.
+    pub(super) fn total(&self) -> u64 {
+        self.weight[self.weight.len() - 1]
     }
 
     /// Bytes of these layers over all ranks, at least.
@@ -333,6 +339,8 @@ pub(super) struct Reach {
     pub(super) added: Vec<f64>,
     /// `[set][first]`: from `first` to the last layer and on to the answer.
     pub(super) last: Vec<f64>,
+    /// `[stages][set]`: most layers that so many groups of the set may run; of any number where that is free.
+    cover: Vec<Vec<u16>>,
 }
 
 impl Reach {
@@ -344,7 +352,7 @@ impl Reach {
         pace: &Pace,
         mode: &Mode,
         buffer_rows: u32,
-        cap: f64,
+        (cap, stages): (f64, Option<usize>),
     ) -> Self {
         let (n, layers) = (problem.devices.len(), groups.layers);
         let row = layers + 1;
@@ -354,7 +362,9 @@ impl Reach {
             loose: vec![0; 1 << n],
             added: vec![f64::INFINITY; row << n],
             last: vec![f64::INFINITY; row << n],
+            cover: Vec::new(),
         };
+        let mut longest = vec![0_u16; 1 << n];
         let weights = &problem.weights;
         // The least bytes of any range of so many layers.
         let lightest: Vec<u64> = (0..=layers)
@@ -409,7 +419,8 @@ impl Reach {
             let within = |time: f64| time < cap * (1.0 + ROUNDING);
             let last = mode.last[usize::from(set)].as_ref();
             let last_rooms = free(mode.rooms(problem, set, false, true));
-            for first in 1..layers {
+            let long = &mut longest[usize::from(set)];
+            for first in 0..layers {
                 let (least, most) = match rules.ends(set, first) {
                     Ends::None => continue,
                     Ends::One(end) => (end, end),
@@ -425,8 +436,9 @@ impl Reach {
                         pace.beyond(&of, rooms, groups.parts(set, first, layers), bytes)
                     };
                     let compute = groups.least(set, first, layers) + added;
-                    if within(compute + busy.max(last.busy)) {
+                    if within(compute + busy.max(last.busy)) && compute.is_finite() {
                         out.last[base + first] = compute + last.time;
+                        *long = (*long).max((layers - first) as u16);
                     }
                 }
                 let most = most.min(layers - 1);
@@ -439,10 +451,18 @@ impl Reach {
                 }
                 if low >= least {
                     out.most[base + first] = low as u8;
+                    *long = (*long).max((low - first) as u16);
                 }
             }
         }
+        out.cover = cover(&longest, stages);
         out
+    }
+
+    /// Layers that so many stages of these devices may run together (of any number, where it is free).
+    pub(super) fn cover(&self, stages: usize, set: Set) -> usize {
+        let stages = if self.cover.len() == 1 { 0 } else { stages };
+        usize::from(self.cover[stages][usize::from(set)]).min(self.layers)
     }
 
     /// At least what these layers cost beyond what speed alone says; the last stage's is in `last`.
@@ -459,6 +479,39 @@ impl Reach {
     pub(super) fn last(&self, set: Set, first: usize) -> f64 {
         self.last[usize::from(set) * (self.layers + 1) + first]
     }
+}
+
+/// `[stages][set]`: the most layers of so many disjoint groups of the set, given the most of each group.
+fn cover(longest: &[u16], stages: Option<usize>) -> Vec<Vec<u16>> {
+    let sets = longest.len();
+    let Some(stages) = stages else {
+        let mut out = vec![0; sets];
+        for used in 1..sets {
+            let mut set = used;
+            while set != 0 {
+                out[used] = out[used].max(longest[set] + out[used & !set]);
+                set = (set - 1) & used;
+            }
+        }
+        return vec![out];
+    };
+    let none = vec![0; sets];
+    let mut out = vec![none.clone()];
+    for count in 1..=stages {
+        let mut next = none.clone();
+        for (used, most) in next.iter_mut().enumerate().skip(1) {
+            let mut set = used;
+            while set != 0 {
+                let others = out[count - 1][used & !set];
+                if longest[set] > 0 && (count == 1 || others > 0) {
+                    *most = (*most).max(longest[set] + others);
+                }
+                set = (set - 1) & used;
+            }
+        }
+        out.push(next);
+    }
+    out
 }
 
 /// Bytes of one device that runs all of these layers.

@@ -127,11 +127,11 @@ impl<'s, 'a> Search<'s, 'a> {
             &stages.pace,
             of,
             stages.buffer_rows,
-            cost / self.steps,
+            (cost / self.steps, self.count),
         );
         let table = Table::new(stages.rules, &stages.groups, &stages.step, of, &reach, self.count);
         let layers = stages.groups.layers as u64;
-        self.work.spend(table.pairs * layers / PAIRS + stages.groups.sets.len() as u64 * layers / RANGES)?;
+        self.work.spend(table.pairs / PAIRS + stages.groups.sets.len() as u64 * layers / RANGES)?;
         Ok(Plane { mode, reach, table })
     }
 

@@ -14,7 +14,7 @@ pub(super) struct Table {
     /// Planes of stages left; one where their number is free.
     stages: usize,
     values: Vec<f64>,
-    /// Pairs of a set and a group that were looked at.
+    /// Layers of pairs of a set and a group that were looked at.
     pub(super) pairs: u64,
 }
 
@@ -64,19 +64,31 @@ impl Table {
                 if stages.is_some() && (rest.count_ones() as usize) < left {
                     continue;
                 }
+                // Layers that the devices used may have run, and that the others may run.
+                let most = reach.cover(stages_done, used).min(layers - 1);
+                let least = (layers - reach.cover(left, rest)).max(stages_done);
+                if least > most {
+                    continue;
+                }
                 let by_leader: Vec<f64> =
                     (0..n).map(|to| if rest >> to & 1 == 1 { hop(used, 1 << to) } else { 0.0 }).collect();
                 let mut set = rest;
                 while set != 0 {
                     if allowed[usize::from(set)] && mode.canonical(used | set) {
                         let hop = by_leader[leader(set)];
+                        // Where the stage must end at least for the others to run the rest.
+                        let end = match stages {
+                            Some(_) if left == 1 => layers,
+                            Some(_) => layers - reach.cover(left - 1, rest & !set),
+                            None => layers - reach.cover(1, rest & !set),
+                        };
                         for big in (1 - smallest)..=1 {
                             let now = big == 1 || set & (set - 1) != 0;
                             out.relax(
                                 (big, left, used),
                                 (set, hop, now),
                                 (groups, reach, rules),
-                                (stages.is_none(), stages_done),
+                                (stages.is_none(), (least, most), end),
                                 &mut room,
                             );
                         }
@@ -105,10 +117,9 @@ impl Table {
         (big, left, used): (usize, usize, Set),
         (set, hop, now): (Set, f64, bool),
         (groups, reach, rules): (&Groups, &Reach, &Rules),
-        (free, done): (bool, usize),
+        (free, (start, stop), reached): (bool, (usize, usize), usize),
         room: &mut Room,
     ) {
-        self.pairs += 1;
         let layers = self.layers;
         let row = layers + 1;
         let base = usize::from(set) * row;
@@ -117,54 +128,64 @@ impl Table {
         if (free || left == 1) && rules.complete(used | set, now) {
             let last = &reach.last[base..base + row];
             let values = &mut self.values[into..into + row];
-            for first in done..layers {
+            for first in start..=stop {
                 values[first] = values[first].min(hop + last[first]);
             }
         }
+        self.pairs += (stop - start + 1) as u64;
         let before_last = if free { 1 } else { left.saturating_sub(1) };
-        if before_last == 0 || usize::from(used | set) == self.sets - 1 {
+        let most = &reach.most[base..base + row];
+        // Later stages begin no earlier than the others can follow, nor at the end of all layers.
+        let (low, high) = (reached.max(start + 1), usize::from(most[stop]).min(layers - 1));
+        if before_last == 0 || usize::from(used | set) == self.sets - 1 || low > high {
             return;
         }
         let from = self.at(usize::from(now), before_last, used | set);
-        let most = &reach.most[base..base + row];
         let loose = usize::from(reach.loose[usize::from(set)]);
         let added = &reach.added[base..base + row];
-        for end in done + 1..layers {
+        for end in low..=high {
             room.sums[end] = prefix[end] + self.values[from + end];
         }
         let sums = &room.sums;
         let values = &mut self.values[into..into + row];
+        self.pairs += (high - low + 1) as u64;
         if rules.places() {
-            for first in done..layers - 1 {
-                let ends = first + 1..=usize::from(most[first]);
+            for first in start..=stop {
+                let ends = low.max(first + 1)..=usize::from(most[first]).min(high);
                 let best = ends.map(|end| sums[end] + added[end - first]).fold(f64::INFINITY, f64::min);
                 values[first] = values[first].min(hop + best - prefix[first]);
             }
             return;
         }
-        // Ends without anything added are a window that moves with `first`: its least is kept in a queue whose
-        // front is the least.
+        // Ends without anything added are a window that moves with `first`: its least is kept in a queue, the
+        // latest end at the back and least.
         let queue = &mut room.queue;
         let (mut front, mut back) = (row, row);
-        for first in (done..layers - 1).rev() {
-            let most = usize::from(most[first]);
+        // Ends from here on have been put in.
+        let mut put = high + 1;
+        for first in (start..=stop).rev() {
+            let most = usize::from(most[first]).min(high);
             let near = most.min(first + loose);
-            let end = first + 1;
-            // Later ends that are no less than the new one never win again.
-            while front < back && sums[usize::from(queue[front])] >= sums[end] {
-                front += 1;
+            while put > low.max(first + 1) {
+                put -= 1;
+                // Later ends that are no less than the new one never win again.
+                while front < back && sums[usize::from(queue[front])] >= sums[put] {
+                    front += 1;
+                }
+                if front == back {
+                    (front, back) = (row, row);
+                }
+                front -= 1;
+                queue[front] = put as u8;
             }
-            front -= 1;
-            queue[front] = end as u8;
             while back > front && usize::from(queue[back - 1]) > near {
                 back -= 1;
             }
-            // An emptied queue begins anew.
-            if front == back {
-                (front, back) = (row, row);
+            if most < low {
+                break;
             }
             let mut best = if front < back { sums[usize::from(queue[back - 1])] } else { f64::INFINITY };
-            for end in near.max(first) + 1..=most {
+            for end in (near.max(first) + 1).max(low)..=most {
                 best = best.min(sums[end] + added[end - first]);
             }
             let value = hop + best - prefix[first];

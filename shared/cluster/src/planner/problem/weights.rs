@@ -171,14 +171,17 @@ impl Weights {
         counts.iter().zip(&self.feed_forward).map(|(&n, of)| u64::from(n) * of[last][blocks]).sum()
     }
 
-    /// One layer of this class: bytes for a range of heads, and for all blocks.
-    pub(crate) fn attention_of(&self, class: usize, at: usize) -> u64 {
-        self.attention[class][at]
+    /// One layer of this class: bytes of attention and of the feed-forward network that ranks share out.
+    pub(crate) fn credit(&self, class: usize) -> (u64, u64) {
+        let of = &self.classes[class];
+        let attention = self.attention[class][self.at(0, self.heads)];
+        let feed_forward = self.feed_forward[class][1][self.blocks];
+        (attention - of.attention_whole, feed_forward - of.feed_forward_whole)
     }
 
-    /// One layer of this class: bytes for a count of blocks, the last block among them or not.
-    pub(crate) fn feed_forward_of(&self, class: usize, blocks: usize, last: bool) -> u64 {
-        self.feed_forward[class][usize::from(last)][blocks]
+    /// So many blocks as a part of all columns.
+    pub(crate) fn part(&self, blocks: usize, last: bool) -> f64 {
+        f64::from(self.columns[usize::from(last)][blocks]) / f64::from(self.columns[1][self.blocks])
     }
 
     /// Bytes of so many rows of the output head with what it needs beside them.
