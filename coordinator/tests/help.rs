@@ -4,9 +4,9 @@ mod common;
 
 use common::Place;
 
-const COMMANDS: [&str; 12] = [
-    "", "demo", "run", "chat", "devices", "plan", "simulate", "token", "tokenize", "template", "synth",
-    "worker",
+const COMMANDS: [&str; 13] = [
+    "", "demo", "run", "chat", "devices", "plan", "simulate", "bench", "token", "tokenize", "template",
+    "synth", "worker",
 ];
 
 #[test]
