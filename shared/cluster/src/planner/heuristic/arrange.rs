@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use super::deck::Deck;
 use super::fill::{Line, fill};
-use super::group::{Care, Group, HeadPart, PARTS, Role};
+use super::group::{Group, HeadPart, PARTS, Role};
 use super::layering::{Least, layering};
+use super::ranks::Care;
 use crate::cost::Objective;
 
 /// An ordered list of disjoint groups of devices, each by rising index.

@@ -309,3 +309,115 @@ fn bulk(spec: &ModelSpec, kv: KvBudget, chunk_tokens: u32) -> Bulk {
     out.head += head_buffers(0);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_core::QuantType;
+    use shoal_core::model::shapes::{FileType, Shape};
+    use shoal_core::plan::{HeadShare, Plan, PlanParts, Stage, Strategy, Sums};
+    use shoal_core::profile::{ContextRate, DeviceProfile, KindRate, Measured};
+    use shoal_core::units::{Bytes, BytesPerSec, MacsPerSec, Seconds};
+
+    use super::*;
+    use crate::cost::link::cheapest;
+    use crate::cost::{Device, Links};
+
+    fn cluster(n: u8) -> Cluster {
+        let device = |id: u8| Device {
+            node: NodeId([id; 16]),
+            name: String::new(),
+            profile: DeviceProfile {
+                rates: vec![KindRate::flat(QuantType::Q4_K, BytesPerSec(1e9), MacsPerSec(1e10))],
+                attention: ContextRate::flat(BytesPerSec(1e9)),
+                phase_overhead: Measured::exact(Seconds(1e-5)),
+                threads: 1,
+                kernel_set: String::new(),
+            },
+            usable: Bytes(1 << 40),
+            power: None,
+        };
+        let mut links = Links::new(Link::GIGABIT);
+        let mut air = Link::new(1e-3, 3e7);
+        air.shared = true;
+        links.set(NodeId([1; 16]), NodeId([2; 16]), air);
+        links.set(NodeId([3; 16]), NodeId([2; 16]), Link::LOOPBACK);
+        Cluster { devices: (1..=n).map(device).collect(), links }
+    }
+
+    fn with_deck(file: &str, chunk_tokens: u32, run: impl FnOnce(&Deck<'_>)) {
+        let spec = Shape::from_name("llama-3.2-1b").unwrap().spec(FileType::from_name(file).unwrap());
+        let cluster = cluster(4);
+        let workload = Workload {
+            context: 1024,
+            streams: 3,
+            prompt_len: 64,
+            decode_len: Workload::DECODE_LEN,
+            objective: None,
+        };
+        let pins = Pins::default();
+        let formats = (Wire::default(), Epoch::default(), chunk_tokens);
+        run(&Deck::new(&spec, &cluster, &workload, &pins, formats, Objective::Throughput));
+    }
+
+    #[test]
+    fn an_all_reduce_costs_what_the_cost_model_says() {
+        with_deck("Q4_K_M", 8, |deck| {
+            for devices in [vec![0_u16, 1], vec![0, 1, 2], vec![0, 2, 3], vec![0, 1, 2, 3]] {
+                for rows in [1, 3, 64] {
+                    let nodes: Vec<NodeId> = devices.iter().map(|&at| deck.nodes[usize::from(at)]).collect();
+                    let bytes = f64::from(rows) * wire_row(deck.wire.sum, deck.model.d_model);
+                    let want = cheapest(&nodes, &deck.cluster.links, bytes).1;
+                    let got = deck.sum(&devices, rows);
+                    assert!((got - want).abs() < 1e-12, "{devices:?} {rows}: {got} {want}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn bytes_in_straight_lines_are_a_little_more_than_a_rank_holds() {
+        for file in ["Q8_0", "Q4_K_M"] {
+            for chunk_tokens in [8, 512] {
+                with_deck(file, chunk_tokens, |deck| check_bytes(deck, file));
+            }
+        }
+    }
+
+    fn check_bytes(deck: &Deck<'_>, file: &str) {
+        let (spec, bulk) = (deck.spec, &deck.bulk);
+        let (heads, blocks, block) = (spec.n_heads, deck.blocks, spec.ffn_block());
+        for (q, columns) in
+            [(heads / 2, blocks / 2), (heads / 4, blocks - 3), (0, blocks / 2), (heads - 4, 1)]
+        {
+            let rank = |at: usize, q: Span, f: Span| (deck.nodes[at], q, f);
+            let end = (columns * block).min(spec.ffn);
+            let ranks = [
+                rank(0, Span::new(0, q), Span::new(0, end)),
+                rank(1, Span::new(q, heads), Span::new(end, spec.ffn)),
+            ];
+            let stage = Stage::from_spans(Span::new(0, spec.n_layers), &ranks, spec);
+            let plan = Plan::try_new(
+                PlanParts {
+                    epoch: Epoch::default(),
+                    strategy: Strategy::Head,
+                    stages: vec![Stage { sums: Sums::default(), ..stage }],
+                    head: vec![HeadShare { node: deck.nodes[0], rows: Span::new(0, spec.vocab) }],
+                    chunk_tokens: deck.chunk_tokens,
+                    wire: deck.wire,
+                    kv: deck.kv,
+                },
+                spec,
+            )
+            .unwrap();
+            let kv = f64::from(q.div_ceil(spec.group_size()));
+            let (q, columns) = (f64::from(q), f64::from(columns));
+            let layer = q * bulk.q_head + kv * bulk.kv_head + columns * bulk.ffn_block + bulk.layer;
+            let buffers = q * bulk.q_buffer + kv * bulk.kv_buffer + columns * bulk.ffn_buffer;
+            let once = bulk.buffers + 5.0 * bulk.rank_buffer + bulk.embedding;
+            let head = bulk.head + f64::from(deck.tiles) * bulk.tile;
+            let got = f64::from(spec.n_layers) * layer + buffers + once + head;
+            let want = shard::footprint(&plan, spec, deck.nodes[0]).total().0 as f64;
+            assert!(got >= want * 0.999 && got < want * 1.06, "{file} {q} {columns}: {got} {want}");
+        }
+    }
+}

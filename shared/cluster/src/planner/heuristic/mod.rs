@@ -3,7 +3,7 @@
 //! Devices are put into a few orders (by speed, by memory, by islands of fast links), each order is cut into runs that
 //! become groups by dynamic programming ([`seeds`]), and the best cuts are improved by moving, swapping, merging and
 //! splitting ([`local`]) until no single move helps or the work is spent. A list of groups is priced by [`arrange`]: the
-//! shares of each group follow speed and give way to memory ([`group`]), layers go to groups so that the sum or the
+//! shares of each group follow speed and give way to memory ([`group`], [`ranks`]), layers go to groups so that the sum or the
 //! longest of their times is least ([`layering`]), the output head is on the last group or on all devices. What is found
 //! is laid out and weighed as a plan by [`finish`].
 //!
@@ -16,6 +16,7 @@ mod finish;
 mod group;
 mod layering;
 mod local;
+mod ranks;
 mod seeds;
 
 use shoal_core::model::ModelSpec;

@@ -2,9 +2,10 @@
 
 use super::super::problem::Family;
 use super::arrange::{Groups, Table};
-use super::group::{Care, Group, HeadPart, Role};
+use super::group::{Group, HeadPart, Role};
 use super::layering::Least;
 use super::local::Rules;
+use super::ranks::Care;
 use crate::cost::Objective;
 
 /// Up to this many devices, runs of every length are looked at; beyond, those of [`LENGTHS`].
