@@ -24,6 +24,8 @@ const FRAMES: usize = 1 << 16;
 
 type Address = [u8; 6];
 
+type Due = BinaryHeap<Reverse<(u64, u64, usize)>>;
+
 /// A frame's bytes.
 pub(crate) type Frame = Vec<u8>;
 
@@ -46,9 +48,13 @@ pub(crate) struct Switch {
     learned: HashMap<Address, usize>,
     held: Vec<Option<Held>>,
     vacant: Vec<usize>,
-    /// `(due, order of arrival, place in held)`.
-    due: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// On their way, and waiting for the receiver's clock: `(due, order of arrival, place in held)`.
+    inbound: Due,
+    /// Through the receiver's clock when due.
+    outbound: Due,
     arrivals: u64,
+    /// The shortest delay of any path.
+    least_delay_ns: u64,
     counts: Counts,
 }
 
@@ -76,8 +82,6 @@ struct Path {
 struct Held {
     to: usize,
     frame: Frame,
-    /// Whether it has still to wait for the receiver's clock.
-    inbound: bool,
 }
 
 impl Clock {
@@ -87,8 +91,12 @@ impl Clock {
         if start - at > self.limit_ns {
             return None;
         }
-        self.free = start + (bytes as f64 * self.ns_per_byte) as u64;
+        self.free = start + self.takes(bytes);
         Some(self.free)
+    }
+
+    fn takes(&self, bytes: u64) -> u64 {
+        (bytes as f64 * self.ns_per_byte) as u64
     }
 }
 
@@ -111,14 +119,21 @@ impl Switch {
             learned: HashMap::new(),
             held: Vec::new(),
             vacant: Vec::new(),
-            due: BinaryHeap::new(),
+            inbound: Due::new(),
+            outbound: Due::new(),
             arrivals: 0,
+            least_delay_ns: config.paths.iter().map(|path| path.delay_ns).min().unwrap_or(0),
             counts: Counts::default(),
         }
     }
 
     pub(crate) fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// For how long a frame that has arrived need not be looked at: no path is shorter.
+    pub(crate) fn least_delay_ns(&self) -> u64 {
+        self.least_delay_ns
     }
 
     /// A frame has arrived on `port` at `at`. Frames too short to have addresses are dropped.
@@ -159,12 +174,14 @@ impl Switch {
             self.counts.lost += 1;
             return;
         };
-        let inbound = self.ports[from].up != self.ports[to].down;
-        let held = Held { to, frame, inbound };
-        self.hold(through + path.delay_ns, held);
+        let place = self.hold(Held { to, frame });
+        let one_medium = self.ports[from].up == self.ports[to].down;
+        let due = if one_medium { &mut self.outbound } else { &mut self.inbound };
+        due.push(Reverse((through + path.delay_ns, self.arrivals, place)));
     }
 
-    fn hold(&mut self, due: u64, held: Held) {
+    fn hold(&mut self, held: Held) -> usize {
+        self.arrivals += 1;
         let place = match self.vacant.pop() {
             Some(place) => {
                 self.held[place] = Some(held);
@@ -175,36 +192,52 @@ impl Switch {
                 self.held.len() - 1
             }
         };
-        self.arrivals += 1;
-        self.due.push(Reverse((due, self.arrivals, place)));
+        place
     }
 
-    /// When there is something to do next.
+    /// When a frame leaves next: no sooner than the next one that comes to its receiver's clock is through it.
     pub(crate) fn next_due(&self) -> Option<u64> {
-        self.due.peek().map(|Reverse((due, ..))| *due)
+        let out = self.outbound.peek().map(|Reverse((due, ..))| *due);
+        let through = self.inbound.peek().and_then(|Reverse((due, _, place))| {
+            let held = self.held[*place].as_ref()?;
+            let clock = &self.clocks[self.ports[held.to].down];
+            Some(clock.free.max(*due) + clock.takes(held.bytes()))
+        });
+        out.into_iter().chain(through).min()
     }
 
     /// The next frame that is to leave by `now`, and its port.
     pub(crate) fn leaving(&mut self, now: u64) -> Option<(usize, Frame)> {
-        while let Some(&Reverse((due, _, place))) = self.due.peek() {
-            if due > now {
-                return None;
-            }
-            self.due.pop();
-            let Some(held) = self.held[place].take() else { continue };
-            self.vacant.push(place);
-            let bytes = held.frame.len() as u64 + WIRE_OVERHEAD;
-            if !held.inbound {
-                self.counts.carried += 1;
-                self.counts.bytes += held.frame.len() as u64;
-                return Some((held.to, held.frame));
-            }
-            match self.clocks[self.ports[held.to].down].occupy(due, bytes) {
-                Some(through) => self.hold(through, Held { inbound: false, ..held }),
-                None => self.counts.lost += 1,
+        while let Some(&Reverse((due, arrival, place))) = self.inbound.peek().filter(|of| of.0.0 <= now) {
+            self.inbound.pop();
+            let Some(held) = &self.held[place] else { continue };
+            match self.clocks[self.ports[held.to].down].occupy(due, held.bytes()) {
+                Some(through) => self.outbound.push(Reverse((through, arrival, place))),
+                None => {
+                    self.counts.lost += 1;
+                    self.release(place);
+                }
             }
         }
-        None
+        let &Reverse((_, _, place)) = self.outbound.peek().filter(|of| of.0.0 <= now)?;
+        self.outbound.pop();
+        let held = self.release(place)?;
+        self.counts.carried += 1;
+        self.counts.bytes += held.frame.len() as u64;
+        Some((held.to, held.frame))
+    }
+
+    fn release(&mut self, place: usize) -> Option<Held> {
+        let held = self.held[place].take();
+        self.vacant.push(place);
+        held
+    }
+}
+
+impl Held {
+    /// Bytes on the wire.
+    fn bytes(&self) -> u64 {
+        self.frame.len() as u64 + WIRE_OVERHEAD
     }
 }
 
