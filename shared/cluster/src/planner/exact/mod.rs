@@ -34,6 +34,7 @@ use shoal_core::plan::Strategy;
 use super::Pin;
 use super::problem::{Family, Goal, HeadMode, Problem};
 use super::shares::{Exhausted, Work};
+use crate::cost::{Workload, predict};
 use rules::Rules;
 use search::{Found, Plane, Search};
 use stages::Stages;
@@ -42,7 +43,7 @@ use stages::Stages;
 pub const DEVICES: usize = 10;
 
 /// Units of work, each about a microsecond, after which a search stops with what it has.
-pub const WORK: u64 = 400_000;
+pub const WORK: u64 = 1_000_000;
 
 /// What is asked of the search.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +128,9 @@ pub fn solve(problem: &Problem<'_>, query: &Query<'_>) -> Result<Solution, NoSol
             let optimal = bound >= found.cost * (1.0 - reach::ROUNDING * 4.0);
             let stages = round.stages.get(&found.rows).ok_or(NoSolution::Unknown)?;
             let plan = finish::plan(stages, &found, chunk, query.strategy).ok_or(NoSolution::Unknown)?;
-            let (cost, work) = (found.cost, work.done);
+            // Better shares may have been found for a stage after the plan was.
+            let cost = found.cost.min(priced(problem, query.goal, &plan).unwrap_or(f64::INFINITY));
+            let work = work.done;
             return Ok(Solution { plan, cost, bound: bound.min(cost), optimal, work });
         }
         if bound.is_finite() {
@@ -137,18 +140,31 @@ pub fn solve(problem: &Problem<'_>, query: &Query<'_>) -> Result<Solution, NoSol
     Err(NoSolution::Infeasible)
 }
 
+/// What is made least, of a finished plan.
+fn priced(problem: &Problem<'_>, goal: Goal, plan: &Plan) -> Option<f64> {
+    let workload = Workload { streams: problem.kv.sequences, ..problem.workload };
+    let prediction = predict(plan, problem.spec, problem.cluster, &workload).ok()?;
+    Some(match goal {
+        Goal::Latency => prediction.decode_ms / 1e3,
+        Goal::Throughput => f64::from(problem.kv.sequences) / prediction.throughput(),
+    })
+}
+
 /// Ratio of the best known cost to a bound at which caps on the busiest node are no longer tried out.
 const CLOSE: f64 = 1.01;
 
 /// Caps that are tried for one number of stages and one mode of the head.
 const TRIALS: usize = 8;
 
-/// How often a first cost is raised, and by what factor: to 28 times the least.
-const CLIMBS: usize = 10;
-const CLIMB: f64 = 1.4;
+/// How often a first cost is raised, and by what factor: to 18 times the least.
+const CLIMBS: usize = 16;
+const CLIMB: f64 = 1.2;
 
 /// Part of the best cost by which plans must be better to be looked for at first; then all are.
 const TOLERANCE: f64 = 0.005;
+
+/// Parts of the work left that the shares of one stage may take, at first and then.
+const PARTS: [u64; 2] = [256, 8];
 
 /// A search with the buffers of one chunk.
 struct Round<'a> {
@@ -175,13 +191,13 @@ impl<'a> Round<'a> {
             if at + 1 < counts.len() {
                 work.most = work.done + most.saturating_sub(work.done) / 2;
             }
-            proven.push(self.count(count, bound, TOLERANCE, work));
+            proven.push(self.count(count, bound, (TOLERANCE, PARTS[0]), work));
             work.most = most;
         }
         // What was given up may still be better by a little.
         for (known, (count, bound)) in proven.iter_mut().zip(counts.drain(..)) {
             if *known < self.cost() && work.done < work.most {
-                *known = self.count(count, bound, 0.0, work).max(*known);
+                *known = self.count(count, bound, (0.0, PARTS[1]), work).max(*known);
             }
         }
         proven.into_iter().fold(f64::INFINITY, f64::min)
@@ -241,13 +257,20 @@ impl<'a> Round<'a> {
 
     /// Looks for the best plan of so many stages, or any number, which costs at least `bound`; returns what none
     /// that was given up is below.
-    fn count(&mut self, count: Option<usize>, bound: f64, tolerance: f64, work: &mut Work) -> f64 {
+    fn count(
+        &mut self,
+        count: Option<usize>,
+        bound: f64,
+        (tolerance, part): (f64, u64),
+        work: &mut Work,
+    ) -> f64 {
         if bound >= self.cost() {
             return f64::INFINITY;
         }
         let (rows, steps) = self.problem.step_rows(self.query.goal, count.unwrap_or(1));
         self.prepare(rows);
         let Some(stages) = self.stages.get_mut(&rows) else { return bound };
+        stages.part = part;
         let modes = stages.modes.len();
         let any = stages.any.is_some();
         let mut search = Search::new(stages, count, steps.into(), work, &mut self.best);

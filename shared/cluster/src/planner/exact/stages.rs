@@ -25,7 +25,9 @@ pub(super) struct Stages<'a> {
     /// `[first][end]`: index into `counts`.
     count_of: Vec<u16>,
     /// By group, mode with place, and counts.
-    known: BTreeMap<(Set, u8, u16), (Price, Option<Shares>)>,
+    known: BTreeMap<(Set, u8, u16), Known>,
+    /// Part of the work left that one stage may take. Where that has grown, prices that are not exact are sought again.
+    pub(super) part: u64,
 }
 
 /// Seconds of a stage, sums included.
@@ -37,9 +39,16 @@ pub(super) struct Price {
     pub(super) least: f64,
 }
 
-/// Part of the work left that one stage may take, and the least it may take.
-const PART: u64 = 128;
-const LEAST: u64 = 2_000;
+/// The least work that one stage may take.
+const LEAST: u64 = 4_000;
+
+/// A price with the shares it is for, and the part of the work by which it was found.
+#[derive(Debug)]
+struct Known {
+    price: Price,
+    shares: Option<Shares>,
+    part: u64,
+}
 
 impl<'a> Stages<'a> {
     pub(super) fn new(
@@ -82,6 +91,7 @@ impl<'a> Stages<'a> {
             counts,
             count_of,
             known: BTreeMap::new(),
+            part: u64::MAX,
         }
     }
 
@@ -98,21 +108,34 @@ impl<'a> Stages<'a> {
         work: &mut Work,
     ) -> Result<Price, Exhausted> {
         let key = self.key(mode, stage);
-        if let Some(known) = self.known.get(&key) {
-            return Ok(known.0);
+        let known = self.known.get(&key);
+        if let Some(known) =
+            known.filter(|known| known.price.least >= known.price.found || known.part <= self.part)
+        {
+            return Ok(known.price);
         }
         let (set, first, end) = stage;
         let sums = self.groups.sums[usize::from(set)] * (end - first) as f64;
         let answer = self.answer(mode, stage, sums, work)?;
         let found = answer.shares.as_ref().map_or(f64::INFINITY, |shares| shares.seconds + sums);
-        let price = Price { found, least: found.min(answer.least + sums) };
-        self.known.insert(key, (price, answer.shares));
+        let mut now = Known {
+            price: Price { found, least: found.min(answer.least + sums) },
+            shares: answer.shares,
+            part: self.part,
+        };
+        // More work never makes the answer worse; a plan may have been made of the one before.
+        if let Some(known) = self.known.remove(&key).filter(|known| known.price.found <= found) {
+            now.price = Price { found: known.price.found, least: now.price.least.min(known.price.found) };
+            now.shares = known.shares;
+        }
+        let price = now.price;
+        self.known.insert(key, now);
         Ok(price)
     }
 
     /// The shares by which a stage was priced.
     pub(super) fn shares(&self, mode: usize, stage: (Set, usize, usize)) -> Option<&Shares> {
-        self.known.get(&self.key(mode, stage))?.1.as_ref()
+        self.known.get(&self.key(mode, stage))?.shares.as_ref()
     }
 
     /// Ranges of layers with the same counts cost the same, save at either end of the model.
@@ -147,7 +170,7 @@ impl<'a> Stages<'a> {
             pinned: &pinned,
             buffer_rows: self.buffer_rows,
         };
-        let most = (work.most.saturating_sub(work.done) / PART).max(LEAST);
+        let most = (work.most.saturating_sub(work.done) / self.part).max(LEAST);
         // A sum taken in another order.
         shares::solve(&ask, floor * (1.0 - ROUNDING), most, work)
     }

@@ -158,10 +158,17 @@ fn together(
         *best = Some((seconds, apart.to_vec()));
         return Ok(());
     }
-    // A good corner first: all limits raised alike, then each lowered as far as it goes.
-    let raised = |by: f64| -> Vec<f64> { apart.iter().map(|limit| limit * (1.0 + by)).collect() };
-    let (mut low, mut high) = (0.0, RAISE);
-    if fits(&raised(high))? {
+    // Good corners first: limits of both, of blocks, or of heads raised alike, then each lowered as far as it goes.
+    for which in [0..axes.len(), split..axes.len(), 0..split] {
+        let raised = |by: f64| -> Vec<f64> {
+            let raise =
+                |(at, limit): (usize, &f64)| if which.contains(&at) { limit * (1.0 + by) } else { *limit };
+            apart.iter().enumerate().map(raise).collect()
+        };
+        let (mut low, mut high) = (0.0, RAISE);
+        if !fits(&raised(high))? {
+            continue;
+        }
         for _ in 0..HALVINGS {
             let middle = f64::midpoint(low, high);
             if fits(&raised(middle))? { high = middle } else { low = middle }
@@ -177,8 +184,8 @@ fn together(
             }
             limits[at] = values[low.min(values.len() - 1)];
         }
-        if fits(&limits)? {
-            let cost = axes.iter().zip(&limits).map(|(axis, limit)| axis.weight * limit).sum();
+        let cost = axes.iter().zip(&limits).map(|(axis, limit)| axis.weight * limit).sum();
+        if best.as_ref().is_none_or(|best| cost < best.0) && fits(&limits)? {
             *best = Some((cost, limits));
         }
     }
