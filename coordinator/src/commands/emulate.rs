@@ -51,14 +51,20 @@ impl EmulateArgs {
             }
             (Some(workers), 1) => vec![played[0].clone(); workers as usize],
             (Some(workers), n) if n > 1 && n != workers as usize => {
-                let text = format!("--local-workers {workers} with {n} devices to play: leave out the number");
+                let text =
+                    format!("--local-workers {workers} with {n} devices to play: leave out the number");
                 return Err(Failure::Usage(text));
             }
             (None, 0) => return Ok(None),
             _ => played,
         };
+        for device in &played {
+            // Before any worker is started, which would say the same in its log.
+            shoal_profiles::board(device).map_err(|error| Failure::input("play a device", error))?;
+        }
         if played.len() > MOST {
-            let text = format!("{} local workers are more than the {MOST} that one machine can hold", played.len());
+            let text =
+                format!("{} local workers are more than the {MOST} that one machine can hold", played.len());
             return Err(Failure::Usage(text));
         }
         Ok(Some(LocalOptions {
@@ -85,11 +91,13 @@ mod tests {
         assert!(local(&[], None, false).unwrap().is_none());
         let plain = local(&[], Some(3), false).unwrap().unwrap();
         assert_eq!((plain.workers, plain.played.devices.len()), (3, 0));
-        let two = local(&["a", "b"], None, true).unwrap().unwrap();
-        assert_eq!((two.workers, two.played.devices), (2, vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(local(&["a"], Some(4), false).unwrap().unwrap().played.devices, ["a"; 4]);
-        assert!(local(&["a", "b"], Some(3), false).is_err());
+        let (one, other) = ("pi5-8gb", "pi4-4gb");
+        let two = local(&[one, other], None, true).unwrap().unwrap();
+        assert_eq!((two.workers, two.played.devices), (2, vec![one.to_owned(), other.to_owned()]));
+        assert_eq!(local(&[one], Some(4), false).unwrap().unwrap().played.devices, [one; 4]);
+        assert!(local(&[one, other], Some(3), false).is_err());
+        assert!(local(&["no-such-board"], None, false).is_err());
         assert!(local(&[], Some(2), true).is_err());
-        assert!(local(&["a"; 17], None, false).is_err());
+        assert!(local(&[one; 17], None, false).is_err());
     }
 }

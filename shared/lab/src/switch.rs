@@ -182,7 +182,7 @@ impl Switch {
 
     fn hold(&mut self, held: Held) -> usize {
         self.arrivals += 1;
-        let place = match self.vacant.pop() {
+        match self.vacant.pop() {
             Some(place) => {
                 self.held[place] = Some(held);
                 place
@@ -191,8 +191,7 @@ impl Switch {
                 self.held.push(Some(held));
                 self.held.len() - 1
             }
-        };
-        place
+        }
     }
 
     /// When a frame leaves next: no sooner than the next one that comes to its receiver's clock is through it.
