@@ -10,6 +10,7 @@ use shoal_core::units::Bytes;
 
 use super::attach::{driver_options, gather, job, open, ready};
 use super::options::{PlanOptions, ReachArgs, WaitArgs};
+use super::save::{SaveArg, save, save_arg};
 use crate::cli::HomeArgs;
 use crate::config::Config;
 use crate::driver::{Driver, WorkerView, known_workers};
@@ -25,6 +26,7 @@ Examples:
   shoal devices
   shoal devices --wait 10 --profile model.gguf
   shoal devices --profile model.gguf --refresh
+  shoal devices --profile model.gguf --save kitchen-pi=kitchen-pi.toml
   shoal devices --load model.gguf        and what each one holds of it
   shoal devices --json";
 
@@ -35,6 +37,10 @@ pub(crate) struct DevicesArgs {
     /// Have each worker measure itself on this model's formats and shapes; without MODEL, on the embedded one
     #[arg(long, value_name = "MODEL", num_args = 0..=1)]
     pub(crate) profile: Option<Option<PathBuf>>,
+    /// Write what was measured to this file, which --cluster, --what-if and --emulate take; NODE=FILE where several
+    /// workers are measured
+    #[arg(long, value_name = "FILE", requires = "profile", value_parser = save_arg)]
+    pub(crate) save: Option<SaveArg>,
     /// Plan this model and load it first, so that what each worker holds of it is shown
     #[arg(long, value_name = "MODEL", conflicts_with = "profile")]
     pub(crate) load: Option<PathBuf>,
@@ -131,6 +137,12 @@ pub(crate) fn run(args: &DevicesArgs, config: &Config, verbose: u8) -> Outcome {
             // Whatever was measured until then is shown.
             failure = measure(args, config, &mut driver, &model, &mut devices, &mut show).await.err();
             put_figures(&mut devices, &driver);
+            if let (Some(arg), None) = (&args.save, &failure) {
+                match save(arg, &model.spec.name, &devices) {
+                    Ok(line) => show.warn(&line),
+                    Err(error) => failure = Some(error),
+                }
+            }
         }
         let links: Vec<LinkView> = driver.figures().links.values().map(LinkView::new).collect();
         for (node, known) in known_workers(&config.data_dir.join("coordinator")) {
@@ -252,7 +264,7 @@ impl DeviceView {
         }
     }
 
-    fn away(node: NodeId, name: String, address: String) -> Self {
+    pub(super) fn away(node: NodeId, name: String, address: String) -> Self {
         Self {
             node,
             name: Some(name),

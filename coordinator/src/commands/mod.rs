@@ -9,6 +9,7 @@ mod emulate;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod run;
+mod save;
 pub(crate) mod simulate;
 pub(crate) mod synth;
 pub(crate) mod template;

@@ -300,7 +300,7 @@ pub(crate) struct ModelArg {
 }
 
 /// The one node that `text` names.
-fn find(option: &str, text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
+pub(super) fn find(option: &str, text: &str, names: &BTreeMap<NodeId, String>) -> Outcome<NodeId> {
     // A whole name goes before the first digits of an id.
     let exact = |(_, name): &(&NodeId, &String)| *name == text;
     let begins = |(node, name): &(&NodeId, &String)| names_node(text, **node, name);
