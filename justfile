@@ -24,6 +24,11 @@ bench:
 lab:
     scripts/lab/two_boards
 
+# Played boards on a played network (needs root): up CLUSTER.toml, then check, exec, down
+boards *what:
+    cargo build --release -p coordinator -p shoal-lab
+    scripts/lab/lab {{what}}
+
 # Build for 64-bit ARM boards; `just arm test` also tests in an emulator
 arm *what:
     scripts/arm {{what}}
