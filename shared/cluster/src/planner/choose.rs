@@ -46,11 +46,11 @@ pub fn choose(
         })
     };
     let pins = Pins::of(spec, &used.devices, options).map_err(|refused| refuse(refused, &left_out))?;
-    if workload.objective() == Objective::Energy {
-        if let Some(device) = used.devices.iter().find(|device| device.power.is_none()) {
-            let refused = format!("what {} draws is not known, so energy cannot be planned for", device.name);
-            return Err(refuse(refused, &left_out));
-        }
+    if workload.objective() == Objective::Energy
+        && let Some(device) = used.devices.iter().find(|device| device.power.is_none())
+    {
+        let refused = format!("what {} draws is not known, so energy cannot be planned for", device.name);
+        return Err(refuse(refused, &left_out));
     }
     let planner = Planner::new(spec, &used, workload, options, pins);
     let outcomes: Vec<Outcome> = Strategy::ALL

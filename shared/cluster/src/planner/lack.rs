@@ -60,7 +60,7 @@ fn nearest(planner: &Planner<'_>, strategy: Strategy) -> Vec<Missing> {
                 .collect();
         }
         Strategy::StaticLayer => {
-            return planner.static_layer().err().map_or_else(Vec::new, |(_, missing)| missing);
+            return planner.static_layer().err().unwrap_or_default();
         }
         _ if devices.is_empty() => None,
         Strategy::AdaptiveLayer => lacks(alone()),

@@ -236,11 +236,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Equal layers and equal parts of the head on all devices, in the order of their ids, with the largest chunk that
-    /// fits; or the plan with the smallest, and what it lacks.
-    pub(super) fn static_layer(&self) -> Result<Plan, (Option<Plan>, Vec<Missing>)> {
+    /// fits; or what the plan with the smallest lacks.
+    pub(super) fn static_layer(&self) -> Result<Plan, Vec<Missing>> {
         let n = self.cluster.devices.len().min(self.spec.n_layers as usize).min(self.most());
         let devices = &self.cluster.devices[..n];
-        let mut last = (None, Vec::new());
+        let mut last = Vec::new();
         for chunk in CHUNKS {
             if u64::from(chunk) * u64::from(self.spec.d_model) * 4 > limits::ACTIVATION_BYTES {
                 continue;
@@ -249,12 +249,9 @@ impl<'a> Planner<'a> {
             let Some(plan) = self.equal(&nodes, chunk) else { break };
             let missing = self.missing(&plan);
             if missing.is_empty() {
-                if self.pins.kept(&plan) {
-                    return Ok(plan);
-                }
-                return Err((Some(plan), Vec::new()));
+                return if self.pins.kept(&plan) { Ok(plan) } else { Err(Vec::new()) };
             }
-            last = (Some(plan), missing);
+            last = missing;
         }
         Err(last)
     }

@@ -35,10 +35,16 @@ pub(super) struct Layout {
     pub(super) score: f64,
 }
 
+/// Groups by their devices, the rows of a step, and what they hold beside layers.
+type Known = BTreeMap<(Vec<u16>, u32, Role), Rc<Group>>;
+
+/// Devices and their tiles of the output head.
+type Tiles = Vec<(u16, u32)>;
+
 /// Prices lists of groups, and remembers groups.
 pub(super) struct Table<'t, 'd> {
     pub(super) deck: &'t Deck<'d>,
-    groups: RefCell<BTreeMap<(Vec<u16>, u32, Role), Rc<Group>>>,
+    groups: RefCell<Known>,
     none: Vec<f64>,
     /// Whether devices without layers may have some of the output head.
     everyone: bool,
@@ -176,7 +182,7 @@ impl<'t, 'd> Table<'t, 'd> {
             };
             Some((score, tiles, latency, longest))
         };
-        let mut best: Option<(f64, Vec<usize>, Vec<(u16, u32)>)> = None;
+        let mut best: Option<(f64, Vec<usize>, Tiles)> = None;
         let mut take = |layers: Vec<usize>| {
             let (score, tiles, latency, longest) = price(&layers)?;
             if best.as_ref().is_none_or(|best| score < best.0) {
@@ -191,13 +197,14 @@ impl<'t, 'd> Table<'t, 'd> {
         if deck.objective != Objective::Latency && made.len() > 1 && waits {
             let level = layering(&made, deck.layers, &beside, Least::Longest, f64::INFINITY);
             let most = sum.map_or(f64::INFINITY, |sum| sum.1);
-            if let Some((latency, longest)) = level.and_then(&mut take) {
-                if latency > steps * longest && most.is_finite() {
-                    for part in CAPS {
-                        let cap = longest + part * (most - longest);
-                        if let Some(layers) = layering(&made, deck.layers, &beside, Least::Sum, cap) {
-                            take(layers);
-                        }
+            if let Some((latency, longest)) = level.and_then(&mut take)
+                && latency > steps * longest
+                && most.is_finite()
+            {
+                for part in CAPS {
+                    let cap = longest + part * (most - longest);
+                    if let Some(layers) = layering(&made, deck.layers, &beside, Least::Sum, cap) {
+                        take(layers);
                     }
                 }
             }
@@ -217,7 +224,7 @@ impl<'t, 'd> Table<'t, 'd> {
         busy: &[f64],
         (leaders, unused): (&[usize], &[u16]),
         rows: u32,
-    ) -> Option<(Vec<(u16, u32)>, f64, f64)> {
+    ) -> Option<(Tiles, f64, f64)> {
         let deck = self.deck;
         let speeds = deck.speeds(rows);
         let last = made.len() - 1;

@@ -62,14 +62,14 @@ fn table(
         // Later stages need a layer each.
         for end in stage + 1..=layers - (stages - 1 - stage) {
             let most = (times.len() - 1).min(end - stage);
-            for count in 1..=most {
+            for (count, time) in times.iter().enumerate().take(most + 1).skip(1) {
                 let first = end - count;
                 if spans[stage].is_some_and(|span| (span.first as usize, span.end as usize) != (first, end)) {
                     continue;
                 }
                 let joined = match least {
-                    Least::Sum => value[first] + times[count],
-                    Least::Longest => value[first].max(times[count]),
+                    Least::Sum => value[first] + time,
+                    Least::Longest => value[first].max(*time),
                 };
                 if joined < next[end] {
                     next[end] = joined;

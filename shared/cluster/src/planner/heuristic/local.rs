@@ -129,10 +129,10 @@ fn neighbours<'n>(
             moves.push(Move::Drop(group, place));
             moves.push(Move::Leave(group, place, group));
             moves.push(Move::Leave(group, place, group + 1));
-            for to in 0..stages {
+            for (to, target) in groups.iter().enumerate() {
                 if to != group && near(group, to) {
                     moves.push(Move::Go(group, place, to));
-                    for other in 0..groups[to].len() {
+                    for other in 0..target.len() {
                         if to > group {
                             moves.push(Move::Swap(group, place, to, other));
                         }

@@ -194,10 +194,10 @@ fn finalist(table: &Table<'_, '_>, seen: Seen, most: usize, strategy: Strategy) 
         if score >= arrange::UNFIT {
             break;
         }
-        if let Some((plan, score)) = finish(table, &groups, strategy) {
-            if found.as_ref().is_none_or(|found| score < found.score) {
-                found = Some(Found { plan, score });
-            }
+        if let Some((plan, score)) = finish(table, &groups, strategy)
+            && found.as_ref().is_none_or(|found| score < found.score)
+        {
+            found = Some(Found { plan, score });
         }
     }
     found

@@ -231,10 +231,10 @@ impl<'a, 'd> Maker<'a, 'd> {
                     }
                     let mut ways = ways.clone();
                     ways[rank] = keep;
-                    if let Some((step, fits)) = self.shares_by(Some((layers, &ways)), &mut limited) {
-                        if better(&best, &step, fits) {
-                            best = Some((step, fits, ways));
-                        }
+                    if let Some((step, fits)) = self.shares_by(Some((layers, &ways)), &mut limited)
+                        && better(&best, &step, fits)
+                    {
+                        best = Some((step, fits, ways));
                     }
                 }
             }

@@ -81,9 +81,9 @@ fn islands(n: usize, near: impl Fn(usize, usize) -> bool) -> Vec<usize> {
         island[start] = count;
         let mut open = vec![start];
         while let Some(at) = open.pop() {
-            for other in 0..n {
-                if island[other] == usize::MAX && near(at, other) {
-                    island[other] = count;
+            for (other, island) in island.iter_mut().enumerate() {
+                if *island == usize::MAX && near(at, other) {
+                    *island = count;
                     open.push(other);
                 }
             }
@@ -281,8 +281,7 @@ impl<'o> Runs<'o> {
                 let hop = if have > 0 { self.hops[at] } else { 0.0 };
                 for (index, times) in self.times[at].iter().enumerate() {
                     let length = self.lengths[index];
-                    for count in 1..times.len().min(layers - have + 1) {
-                        let time = times[count];
+                    for (count, &time) in times.iter().enumerate().take(layers - have + 1).skip(1) {
                         if time > cap {
                             break;
                         }
