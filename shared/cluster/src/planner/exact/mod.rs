@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `rules` | what a query allows |
 //! | `groups` | what a layer costs each group at least, memory aside |
-//! | `reach` | how far a stage of each group may reach, and what short memory adds |
+//! | `reach` | how far a stage of each group may reach, under each mode of the head |
+//! | `pace` | what short memory adds |
 //! | `table` | what the rest of a plan takes at least, from any layer with any devices used |
 //! | `stages` | what a stage really takes |
 //! | `search` | best-first search |
@@ -20,6 +21,7 @@
 
 mod finish;
 mod groups;
+mod pace;
 mod reach;
 mod rules;
 mod search;
@@ -125,7 +127,7 @@ pub fn solve(problem: &Problem<'_>, query: &Query<'_>) -> Result<Solution, NoSol
         let mut round = Round { problem, query, rules: &rules, chunk, stages: BTreeMap::new(), best: None };
         let bound = round.run(&mut work);
         if let Some(found) = round.best {
-            let optimal = bound >= found.cost * (1.0 - reach::ROUNDING * 4.0);
+            let optimal = bound >= found.cost * (1.0 - pace::ROUNDING * 4.0);
             let stages = round.stages.get(&found.rows).ok_or(NoSolution::Unknown)?;
             let plan = finish::plan(stages, &found, chunk, query.strategy).ok_or(NoSolution::Unknown)?;
             // Better shares may have been found for a stage after the plan was.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::groups::{Set, leader};
-use super::reach::{ROUNDING, Reach};
+use super::pace::ROUNDING;
+use super::reach::Reach;
 use super::rules::Ends;
 use super::stages::Stages;
 use super::table::Table;
@@ -60,6 +61,9 @@ struct Node {
     /// By how much either may be less with shares that were not found.
     slack: f64,
 }
+
+/// Times of nodes that were followed, by mode, devices used, layers, stages and last leader.
+type Settled = BTreeMap<(u8, Set, u8, u8, u8), Vec<(f64, f64)>>;
 
 /// A stage that may follow a node; or, with no stage, the node itself, its stages priced exactly.
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +218,7 @@ impl<'s, 'a> Search<'s, 'a> {
     pub(super) fn run(&mut self, planes: &[Plane], tolerance: f64) -> Result<(), Exhausted> {
         self.proven = f64::INFINITY;
         let mut heap: BinaryHeap<Entry> = BinaryHeap::new();
-        let mut settled: BTreeMap<(u8, Set, u8, u8, u8), Vec<(f64, f64)>> = BTreeMap::new();
+        let mut settled: Settled = BTreeMap::new();
         let mut order = 0;
         let limit = self.limit();
         for root in self.roots(planes) {

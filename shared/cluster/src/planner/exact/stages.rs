@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::groups::{Groups, Set, members};
-use super::reach::{Mode, Pace, ROUNDING};
+use super::pace::{Pace, ROUNDING};
+use super::reach::Mode;
 use super::rules::Rules;
 use crate::planner::problem::{HeadMode, Problem, Step};
 use crate::planner::shares::{self, Answer, Ask, Exhausted, Shares, Work};

@@ -143,8 +143,9 @@ impl Table {
         let from = self.at(usize::from(now), before_last, used | set);
         let loose = usize::from(reach.loose[usize::from(set)]);
         let added = &reach.added[base..base + row];
-        for end in low..=high {
-            room.sums[end] = prefix[end] + self.values[from + end];
+        let rest = &self.values[from + low..=from + high];
+        for ((sum, before), rest) in room.sums[low..=high].iter_mut().zip(&prefix[low..=high]).zip(rest) {
+            *sum = before + rest;
         }
         let sums = &room.sums;
         let values = &mut self.values[into..into + row];

@@ -5,6 +5,9 @@ use super::{Ask, Kinds, bytes, most_blocks};
 /// No sum of blocks is known.
 const NONE: i32 = -1;
 
+/// Heads and blocks of each member.
+type Placed = (Vec<(u32, u32)>, Vec<u32>);
+
 /// What does not depend on the limits.
 pub(super) struct Joint<'a> {
     ask: &'a Ask<'a>,
@@ -73,7 +76,7 @@ impl<'a> Joint<'a> {
     }
 
     /// Heads and blocks of each member within these limits of time, and within memory.
-    pub(super) fn fit(&self, limits: &[f64]) -> Option<(Vec<(u32, u32)>, Vec<u32>)> {
+    pub(super) fn fit(&self, limits: &[f64]) -> Option<Placed> {
         if !self.ask.problem.weights.short {
             return self.fit_last(limits, None);
         }
@@ -81,7 +84,7 @@ impl<'a> Joint<'a> {
     }
 
     /// The same when this member has the model's last block, shorter than the others, and no later one has any.
-    fn fit_last(&self, limits: &[f64], last: Option<usize>) -> Option<(Vec<(u32, u32)>, Vec<u32>)> {
+    fn fit_last(&self, limits: &[f64], last: Option<usize>) -> Option<Placed> {
         let weights = &self.ask.problem.weights;
         let (k, heads) = (self.ask.members.len(), weights.heads);
         let whole = self.most(limits, false);
@@ -156,7 +159,7 @@ impl<'a> Joint<'a> {
     }
 
     /// Ends of ranges of heads from `first` that the member may have within the limits, rising.
-    fn ends(&self, at: usize, first: usize, limits: &[f64]) -> std::ops::RangeInclusive<usize> {
+    fn ends(&self, at: usize, first: usize, limits: &[f64]) -> std::ops::Range<usize> {
         let ask = self.ask;
         let weights = &ask.problem.weights;
         let within = |end: usize| {
@@ -167,14 +170,14 @@ impl<'a> Joint<'a> {
         };
         if let Some((from, to)) = ask.pinned[at] {
             let (from, to) = (from as usize, to as usize);
-            return if from == first && within(to) { to..=to } else { 1..=0 };
+            return if from == first && within(to) { to..to + 1 } else { first..first };
         }
         let (mut low, mut high) = (first, weights.heads + 1);
         while high - low > 1 {
             let middle = usize::midpoint(low, high);
             if within(middle) { low = middle } else { high = middle }
         }
-        first..=low
+        first..low + 1
     }
 
     /// Most blocks of each member within the limits of time.
