@@ -7,11 +7,11 @@ use serde_json::Value;
 
 const STRATEGIES: [&str; 5] = ["single", "static-layer", "adaptive-layer", "head", "hybrid"];
 
-fn bench(place: &Place, workers: u32) -> assert_cmd::Command {
+fn bench(place: &Place, workers: u32, rounds: u32) -> assert_cmd::Command {
     let mut command = place.shoal();
     command.arg("bench").arg(common::model("Q4_0").unwrap());
     command.args(["--local-workers", &workers.to_string(), "--threads", "1"]);
-    command.args(["--rounds", "2", "--decode", "6", "--prefill", "8", "--streams", "1,3"]);
+    command.args(["--rounds", &rounds.to_string(), "--decode", "6", "--prefill", "8", "--streams", "1,3"]);
     command
 }
 
@@ -40,7 +40,7 @@ fn check_shape(figures: &Value, what: &str) {
 fn strategies_stand_side_by_side_with_their_predictions() {
     let place = Place::new();
     let (csv, svg, png) = (place.path("b.csv"), place.path("b.svg"), place.path("b.png"));
-    let mut command = bench(&place, 2);
+    let mut command = bench(&place, 2, 2);
     command.arg("--json").arg("--csv").arg(&csv).arg("--svg").arg(&svg).arg("--png").arg(&png);
     let report = good(&mut command);
     assert_eq!(report["threads"], 1);
@@ -91,7 +91,7 @@ fn strategies_stand_side_by_side_with_their_predictions() {
 #[test]
 fn neighbours_are_measured_beside_the_chosen_plan() {
     let place = Place::new();
-    let mut command = bench(&place, 2);
+    let mut command = bench(&place, 2, 2);
     command.args(["--strategy", "head", "--neighbours", "2", "--alone", "predicted", "--json"]);
     let report = good(&mut command);
     assert_eq!(report["strategies"].as_array().unwrap().len(), 1);
@@ -108,7 +108,7 @@ fn neighbours_are_measured_beside_the_chosen_plan() {
 #[test]
 fn tables_are_for_people() {
     let place = Place::new();
-    let output = bench(&place, 1).args(["--strategy", "single", "--rounds", "1"]).output().unwrap();
+    let output = bench(&place, 1, 1).args(["--strategy", "single"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     for part in ["single", "one stream", "3 streams", "Prompts", "local-1", "nothing emulated"] {
         assert!(text.contains(part), "no {part}: {text}");

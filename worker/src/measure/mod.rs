@@ -340,8 +340,12 @@ impl Wide {
                 // The head answers every row of a decode step, and one row of a prompt.
                 let head_weights = if ROWS[at] < BATCHED_ROWS || layers == 0.0 { rows_of_head } else { 0.0 };
                 let in_layers = layers * product * correction;
-                let in_head = head_weights * (product + rows * head);
-                let seconds = (in_layers + in_head) / (layers + head_weights).max(1.0);
+                // Rows share what one row's answer takes less, so that never less than half a product is left.
+                let in_head = head_weights * (product + rows * head).max(product / 2.0);
+                let weights = layers + head_weights;
+                // A format of rows that are only looked up has no layer to be corrected by.
+                let seconds =
+                    if weights > 0.0 { (in_layers + in_head) / weights } else { product * correction };
                 let median = MacsPerSec(rows / seconds.max(1e-18));
                 let spread = spread.max(format.samples[at].spread());
                 batched.push(BatchRate { rows: ROWS[at], rate: Measured { median, spread } });
