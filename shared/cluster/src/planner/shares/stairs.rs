@@ -11,7 +11,7 @@ pub(super) struct Axis<'v> {
 pub(super) type Corner = (f64, Vec<f64>);
 
 /// The least `Σ weight · limit` over limits that `feasible` allows, put in `best` with the limits if it is less
-/// than what is there. Raising a limit never makes them infeasible. `floor[i]`: what the limits from the `i`-th
+/// than what is there. Raising a limit never makes them infeasible, and beyond the last value it changes nothing. `floor[i]`: what the limits from the `i`-th
 /// on cost at least together.
 ///
 /// Each limit walks up from its least possible value, the later ones follow with the least that goes with
@@ -200,7 +200,7 @@ mod tests {
                 (0..n).map(|_| Axis { values: &values, weight: 0.2 + draw() }).collect();
             // Feasible: above one of a few corners.
             let corners: Vec<Vec<f64>> =
-                (0..4).map(|_| (0..n).map(|_| (draw() * 9.0).floor()).collect()).collect();
+                (0..4).map(|_| (0..n).map(|_| (draw() * 8.0).floor()).collect()).collect();
             let feasible = |limits: &[f64]| {
                 corners.iter().any(|corner| corner.iter().zip(limits).all(|(corner, limit)| limit >= corner))
             };
