@@ -205,7 +205,9 @@ fn worker_name(number: u32, played: &Played) -> String {
     let device = played.devices.get(number as usize - 1).and_then(|device| device.rsplit_once('#'));
     match device {
         // The number keeps folders apart where a device is played twice.
-        Some((_, device)) if played.devices.iter().filter(|other| other.ends_with(&format!("#{device}"))).count() == 1 => {
+        Some((_, device))
+            if played.devices.iter().filter(|other| other.ends_with(&format!("#{device}"))).count() == 1 =>
+        {
             device.to_owned()
         }
         _ => format!("local-{number}"),

@@ -98,7 +98,8 @@ impl EmulationView {
         for device in &self.devices {
             *profiles.entry(device.profile.as_deref().unwrap_or("itself")).or_default() += 1;
         }
-        let profiles: Vec<String> = profiles.iter().map(|(name, count)| format!("{count} × {name}")).collect();
+        let profiles: Vec<String> =
+            profiles.iter().map(|(name, count)| format!("{count} × {name}")).collect();
         let grade = match self.grade {
             "dry" => "dry: no weights, no arithmetic, the text means nothing".to_owned(),
             "dilated" => format!("dilated: clocks slowed {} ×, figures divided by it", self.dilation),
@@ -145,7 +146,8 @@ pub(crate) fn own_time(time: Duration, dilation: f64) -> Duration {
 /// # Errors
 /// Two that do not.
 pub(crate) fn check_clocks<'a>(workers: impl Iterator<Item = &'a NodeInfo>) -> Result<(), MixedClocks> {
-    let dry = |info: &NodeInfo| info.emulation.as_ref().is_some_and(|emulation| emulation.grade == Grade::Dry);
+    let dry =
+        |info: &NodeInfo| info.emulation.as_ref().is_some_and(|emulation| emulation.grade == Grade::Dry);
     let mut first: Option<&NodeInfo> = None;
     for info in workers {
         let Some(first) = first else {
