@@ -71,6 +71,9 @@ const EFFORT: [(usize, usize, u64); 4] = [(10, 8, 3000), (32, 4, 3000), (128, 3,
 /// Layouts that are made into plans to find one that fits.
 const FINALISTS: usize = 12;
 
+/// The same where none of these fits.
+const LAST_RESORT: usize = 400;
+
 /// Lists of groups priced around a plan, from each of two beginnings, and those made into plans.
 const AROUND: u64 = 250;
 const AROUND_FINALISTS: usize = 3;
@@ -190,8 +193,9 @@ fn finalist(table: &Table<'_, '_>, seen: Seen, most: usize, strategy: Strategy) 
     let mut best: Vec<(Groups, f64)> = seen.into_iter().collect();
     best.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut found: Option<Found> = None;
-    for (groups, score) in best.into_iter().take(most) {
-        if score >= arrange::UNFIT {
+    for (at, (groups, score)) in best.into_iter().take(LAST_RESORT).enumerate() {
+        // Where what the lines say fits does not, the next ones are tried until one does.
+        if score >= arrange::UNFIT || (at >= most && found.is_some()) {
             break;
         }
         if let Some((plan, score)) = finish(table, &groups, strategy)

@@ -11,6 +11,8 @@ use super::group::{HeadPart, PARTS, Role, Step};
 pub(super) struct Care {
     /// Numbers of layers, beyond those that fit with shares by speed, for which shares are made.
     steps: usize,
+    /// Numbers of layers just below what bytes allow that are tried as well.
+    top: usize,
     /// What full ranks may keep.
     ways: &'static [Keep],
     /// Whether that is chosen for each rank alone.
@@ -19,11 +21,11 @@ pub(super) struct Care {
 
 impl Care {
     /// For few devices.
-    pub(super) const FINE: Self = Self { steps: 6, ways: &Keep::ALL, each_rank: true };
+    pub(super) const FINE: Self = Self { steps: 6, top: 6, ways: &Keep::ALL, each_rank: true };
     /// For many.
-    pub(super) const COARSE: Self = Self { steps: 3, ways: &Keep::ALL, each_rank: false };
+    pub(super) const COARSE: Self = Self { steps: 3, top: 2, ways: &Keep::ALL, each_rank: false };
     /// For groups that are looked at once.
-    pub(super) const ROUGH: Self = Self { steps: 2, ways: &[Keep::Evenly], each_rank: false };
+    pub(super) const ROUGH: Self = Self { steps: 2, top: 0, ways: &[Keep::Evenly], each_rank: false };
 }
 
 /// Rounds in which full ranks give up units and the others take them.
@@ -167,6 +169,15 @@ impl<'a, 'd> Maker<'a, 'd> {
             }
             last = step.layers;
             out.push(step);
+        }
+        // The most that whole units allow lies a little below what bytes do.
+        for want in (last + 1..=most).rev().take(self.care.top) {
+            let Some(mut step) = self.shares(Some(want)) else { continue };
+            step.layers = self.fits(&step, layers);
+            if step.layers > last {
+                out.push(step);
+                break;
+            }
         }
         // A staircase that falls is walked from its lower end.
         for at in (1..out.len()).rev() {
