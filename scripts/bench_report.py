@@ -51,12 +51,16 @@ def head(kept):
         f" **Time was not kept** in {', '.join(late)}: there the machine was slower than the boards, and the figures are its "
         "own." if late else ""
     )
+    busy = (
+        " Where links missed their profiles or time was not kept, this machine was busy or too small: such rows tell how the "
+        "report looks, and are to be made again on an idle one before they are quoted." if late or (labs and beyond) else ""
+    )
     return f"""# Static against adaptive splits
 
 Made by `scripts/bench_splits` (`--quick` for small models and one round) on {os.cpu_count()} processors
 ({platform.machine()}), which play the boards of `profiles/clusters/*.toml`. Nothing here was measured on a board. Grade (b) is
 real arithmetic with all clocks slowed, (c) is the real protocol and the network with the arithmetic slept; times are divided by
-the slowing. {network}{lost}
+the slowing. {network}{lost}{busy}
 
 **One stream** is the time between two tokens of a single request; **N streams** is the rate over N requests at once. They are
 never mixed: figures of one stream are of the plan that is best for latency, figures of several of the plan that is best for
