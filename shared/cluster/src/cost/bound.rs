@@ -18,7 +18,7 @@ const ROUNDING: f64 = 1e-9;
 /// A layer on `g` ranks takes at least what the `g` fastest take together of each phase, when each has the
 /// part that suits it, the least overhead, and from two ranks on two all-reduces over the best link there
 /// is, with the least bytes; the best `g` counts for each layer. The output head is on one device, or in a
-/// group that is paid for, or on all with one message's time before. Hops are free.
+/// group that is paid for, or on all. Hops are free.
 pub fn lower_bound_ms(spec: &ModelSpec, cluster: &Cluster, workload: &Workload) -> f64 {
     let model = Model::new(spec);
     // Sums are taken in the order of ids, whatever the order given.
@@ -55,7 +55,8 @@ pub fn lower_bound_ms(spec: &ModelSpec, cluster: &Cluster, workload: &Workload) 
         let last = model.class_of.last() == Some(&at);
         total += layer * (count - usize::from(last)) as f64;
         if last {
-            let apart = layer + head.alone.min(head.among(rates.len()) + link.time(row));
+            // The last group's own rows of the head need no message, and it may have most of them.
+            let apart = layer + head.alone.min(head.among(rates.len()));
             let within = groups.iter().zip(2..).map(|(group, ranks)| group + head.among(ranks));
             total += within.fold(apart, f64::min);
         }
