@@ -395,15 +395,36 @@ fn exchange(nodes: &[Node], first_step: u64, bytes: usize) -> f64 {
 }
 
 #[test]
+fn a_node_has_one_probe_at_a_time() {
+    let cluster = Cluster::new();
+    let nodes = [Node::start(&cluster), Node::start(&cluster)];
+    let good = std::thread::scope(|scope| {
+        let probes: Vec<_> = (0..6).map(|_| scope.spawn(|| nodes[0].plane.probe(&nodes[1].peer()))).collect();
+        probes.into_iter().map(|probe| probe.join().unwrap()).filter(Result::is_ok).count()
+    });
+    assert!((1..6).contains(&good), "{good} of 6 probes at once");
+    assert!(nodes[0].plane.probe(&nodes[1].peer()).is_ok(), "those that were replaced left nothing behind");
+}
+
+#[test]
 fn a_probe_takes_what_an_exchange_of_a_plan_takes() {
     let nodes = plan(2);
-    exchange(&nodes, 1, 64);
+    // What begins beside it in its midst may spoil one attempt; a probe that measures something else spoils all.
+    let tried: Vec<[f64; 3]> =
+        (0..3).map_while(|attempt| probe_beside_exchange(&nodes, 100_000 * attempt)).collect();
+    assert!(tried.len() < 3, "{tried:?}");
+}
+
+/// What a probe says of each size by what an exchange takes, where one of them is not near 1.
+fn probe_beside_exchange(nodes: &[Node], base: u64) -> Option<[f64; 3]> {
+    exchange(nodes, base + 1, 64);
     // Measured in turn, so that what else this machine does disturbs both alike.
     let mut ratios = [const { Vec::new() }; 3];
     for round in 1..=5 {
         let [report, _] = nodes[0].plane.probe(&nodes[1].peer()).unwrap();
         for (at, trip) in report.figures.round_trips.iter().enumerate() {
-            let real = exchange(&nodes, 10_000 * round + 1000 * (at as u64 + 1), trip.bytes as usize);
+            let first_step = base + 10_000 * round + 1000 * (at as u64 + 1);
+            let real = exchange(nodes, first_step, trip.bytes as usize);
             ratios[at].push(trip.time.median.0 / real);
         }
     }
@@ -411,7 +432,7 @@ fn a_probe_takes_what_an_exchange_of_a_plan_takes() {
         ratios.sort_by(f64::total_cmp);
         ratios[ratios.len() / 2]
     });
-    assert!(medians.iter().all(|ratio| (0.5..2.0).contains(ratio)), "{medians:?}");
+    medians.iter().any(|ratio| !(0.5..2.0).contains(ratio)).then_some(medians)
 }
 
 /// The process that dies in the test below: a data plane with one peer, until it is killed.

@@ -9,9 +9,10 @@
 //! what comes back ([`Wanted`]), as a block of [`Phase::ProbeEcho`] with the same number. An answer begins with the
 //! processor time that the answering end has used so far, where that was asked for and is known. The answering end
 //! takes at most [`PROBE_BYTES`] in [`PROBE_TIME`] from one connection, answers with at most [`BLOCK_BYTES`] to a block,
-//! and serves [`PROBES`] connections at a time.
+//! and serves [`PROBES`] connections at a time, of each node one.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
@@ -266,12 +267,18 @@ impl Prober {
         let mut bytes = LEAST_BULK;
         let mut rates = Vec::new();
         while rates.len() < BULKS {
-            let seconds = (self.bulk(bytes, back)? - latency).max(1e-9);
+            let whole = self.bulk(bytes, back)?;
+            // A round trip that was disturbed may be longer than a transfer: no more than half of it is believed to be
+            // the first byte's way, or the rate were absurd.
+            let seconds = (whole - latency).max(whole / 2.0).max(1e-9);
             let rate = bytes as f64 / seconds;
             // Transfers that are too short only open the congestion window and say how long one should be.
             if bytes < MOST_BULK && seconds < BULK_SECONDS / 2.0 {
                 let fit = (rate * BULK_SECONDS) as usize;
-                bytes = fit.clamp((2 * bytes).min(MOST_BULK), MOST_BULK).next_multiple_of(FRAME_BYTES).min(MOST_BULK);
+                bytes = fit
+                    .clamp((2 * bytes).min(MOST_BULK), MOST_BULK)
+                    .next_multiple_of(FRAME_BYTES)
+                    .min(MOST_BULK);
             } else {
                 rates.push(rate);
             }
@@ -305,11 +312,14 @@ impl Prober {
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     places: Arc<Semaphore>,
+    /// The one connection of each node that is served or waits for its turn, with its number: so what waits is
+    /// bounded by the cluster's members, whatever one of them does.
+    served: Arc<Mutex<(u64, BTreeMap<NodeId, (u64, Connection)>)>>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(PROBES)) }
+        Self { places: Arc::new(Semaphore::new(PROBES)), served: Arc::default() }
     }
 }
 
@@ -318,7 +328,10 @@ impl Server {
     pub(super) async fn serve(self, context: Context, connection: Connection, peer: NodeId) {
         let work = async {
             // Those that come while others are measured wait within their time.
-            let _place = self.places.acquire().await.ok()?;
+            let _place = tokio::select! {
+                place = self.places.acquire() => place.ok()?,
+                _ = connection.closed() => return None,
+            };
             let end = End::start(&context, connection.clone(), peer, false).await?;
             let inbox = end.inbox.clone();
             let answering = tokio::task::spawn_blocking(move || answer(end));
@@ -327,9 +340,25 @@ impl Server {
             inbox.end(EPOCH);
             answering.await.ok()?
         };
+        let number = self.enter(peer, &connection);
         // However it ends, the connection is closed, and the prober knows what it got.
         let _ = tokio::time::timeout(PROBE_TIME, work).await;
         quic::close(&connection, CloseCode::Done, "");
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.1.get(&peer).is_some_and(|(current, _)| *current == number) {
+            served.1.remove(&peer);
+        }
+    }
+
+    /// Takes a node's connection in; its last one is closed, for a node measures one thing at a time.
+    fn enter(&self, peer: NodeId, connection: &Connection) -> u64 {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.0 += 1;
+        let number = served.0;
+        if let Some((_, before)) = served.1.insert(peer, (number, connection.clone())) {
+            quic::close(&before, CloseCode::Replaced, "this node began another probe");
+        }
+        number
     }
 }
 
