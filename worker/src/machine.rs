@@ -29,7 +29,7 @@ impl Memory {
             let total = sysctl_memory().unwrap_or(UNKNOWN_MEMORY);
             Self { total, available: total }
         });
-        for limit in cgroup_limits(Path::new("/sys/fs/cgroup"), &own_cgroups()) {
+        for limit in cgroup_limits(Path::new("/sys/fs/cgroup"), &own_cgroups("memory")) {
             memory.total = memory.total.min(limit.total);
             memory.available = memory.available.min(limit.available);
         }
@@ -76,7 +76,27 @@ pub fn hardware() -> String {
     let cpu = board.or_else(|| field("model name")).or_else(|| field("Hardware"));
     let cpu: String = cpu.unwrap_or_else(|| "unknown processor".to_owned()).chars().take(128).collect();
     let (arch, os, version) = (std::env::consts::ARCH, std::env::consts::OS, env!("CARGO_PKG_VERSION"));
-    format!("{cpu}; {arch}-{os}; {version}{}", build().map(|build| format!("+{build}")).unwrap_or_default())
+    let build = build().map(|build| format!("+{build}")).unwrap_or_default();
+    // What was measured under a quota of processor time is nothing to go by without it.
+    let quota = cpu_quota(Path::new("/sys/fs/cgroup"), &own_cgroups("cpu"));
+    let quota = quota.map(|quota| format!("; {quota:.3} processors")).unwrap_or_default();
+    format!("{cpu}; {arch}-{os}; {version}{build}{quota}")
+}
+
+/// Processors whose time the narrowest of these groups and of all above them may take; `None` without a quota.
+fn cpu_quota(mount: &Path, groups: &[PathBuf]) -> Option<f64> {
+    let text = |path: PathBuf| std::fs::read_to_string(path).ok();
+    let of = |dir: PathBuf| {
+        // Version 2 has both numbers in one file, version 1 has two files; "max" and -1 are no quota.
+        let both = text(dir.join("cpu.max")).or_else(|| {
+            Some(text(dir.join("cpu.cfs_quota_us"))? + " " + &text(dir.join("cpu.cfs_period_us"))?)
+        })?;
+        let mut numbers = both.split_whitespace().map_while(|number| number.parse::<f64>().ok());
+        let (quota, period) = (numbers.next()?, numbers.next()?);
+        (quota > 0.0 && period > 0.0).then_some(quota / period)
+    };
+    let dirs = groups.iter().flat_map(|group| group.ancestors()).map(|at| mount.join(at));
+    dirs.filter_map(of).min_by(f64::total_cmp)
 }
 
 /// The first digits of this program's hash; `None` where it cannot be read.
@@ -103,18 +123,18 @@ fn sysctl_memory() -> Option<Bytes> {
     String::from_utf8(output.stdout).ok()?.trim().parse().ok().map(Bytes)
 }
 
-/// The process's control groups, as paths below the mount: version 2's, or version 1's of memory.
-fn own_cgroups() -> Vec<PathBuf> {
-    own_groups(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+/// The process's control groups, as paths below the mount: version 2's, or version 1's of this controller.
+fn own_cgroups(controller: &str) -> Vec<PathBuf> {
+    own_groups(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default(), controller)
 }
 
-fn own_groups(text: &str) -> Vec<PathBuf> {
+fn own_groups(text: &str, controller: &str) -> Vec<PathBuf> {
     let groups = text.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
         match controllers {
             "" => Some(PathBuf::from(path)),
-            list if list.split(',').any(|name| name == "memory") => Some(Path::new("memory").join(path)),
+            list if list.split(',').any(|name| name == controller) => Some(Path::new(controller).join(path)),
             _ => None,
         }
     });
@@ -194,9 +214,29 @@ mod tests {
         assert_eq!(limits[0], Memory { total: Bytes(4000), available: Bytes(0) });
         assert!(limits[1].total > Bytes::mib(1 << 40), "{limits:?}");
         assert_eq!(
-            own_groups("5:cpu,memory:/box\n4:cpuset:/\n0::/user\n"),
+            own_groups("5:cpu,memory:/box\n4:cpuset:/\n0::/user\n", "memory"),
             [PathBuf::from("memory/box"), PathBuf::from("user")]
         );
+    }
+
+    #[test]
+    fn the_narrowest_quota_of_processor_time_counts() {
+        let dir = tempfile::tempdir().expect("folder");
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+            std::fs::write(path, text).expect("write");
+        };
+        let quota = |group: &str| cpu_quota(dir.path(), &[PathBuf::from(group)]);
+        write("a/cpu.max", "150000 100000\n");
+        write("a/b/cpu.max", "max 100000\n");
+        write("a/b/c/cpu.max", "2500 5000\n");
+        assert_eq!((quota("a/b"), quota("a/b/c"), quota("d")), (Some(1.5), Some(0.5), None));
+        write("cpu/e/cpu.cfs_quota_us", "-1\n");
+        write("cpu/e/cpu.cfs_period_us", "100000\n");
+        assert_eq!(quota("cpu/e"), None);
+        write("cpu/e/cpu.cfs_quota_us", "20000\n");
+        assert_eq!(quota("cpu/e"), Some(0.2));
     }
 
     #[test]

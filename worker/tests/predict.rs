@@ -28,6 +28,9 @@ const STREAMS: u32 = 8;
 /// Tokens of a chunk of a prompt.
 const CHUNK: u32 = 256;
 
+/// How often the quick case is tried: other work that begins in its midst spoils one.
+const TRIES: usize = 3;
+
 /// A model that is loaded, and what it takes.
 struct Model {
     spec: ModelSpec,
@@ -204,9 +207,17 @@ fn ratios(shape: &str, file: &str, threads: usize, rounds: usize, verbose: bool)
 
 #[test]
 fn a_profile_says_what_a_model_takes() {
-    let ratios = ratios("small", "Q8_0", 1, 3, false);
-    // A machine that does other work besides is off by tens of percent; a wrong model by factors.
-    assert!(ratios.iter().all(|ratio| (0.6..1.67).contains(ratio)), "{ratios:?}");
+    // A machine that does other work besides is off by tens of percent, and once in a while by more; a wrong model is
+    // off by factors each time.
+    let mut tried = Vec::new();
+    while tried.len() < TRIES {
+        let ratios = ratios("small", "Q8_0", 1, 3, false);
+        if ratios.iter().all(|ratio| (0.6..1.67).contains(ratio)) {
+            return;
+        }
+        tried.push(ratios);
+    }
+    panic!("{tried:?}");
 }
 
 #[test]

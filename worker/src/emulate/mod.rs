@@ -29,8 +29,8 @@ use std::io;
 
 use shoal_cluster::cost::DevicePrice;
 use shoal_core::model::ModelSpec;
-use shoal_core::profile::{DeviceProfile, Emulation, Grade, LinkFigures};
-use shoal_core::units::Bytes;
+use shoal_core::profile::{DeviceProfile, Emulation, Grade, LinkFigures, Measured};
+use shoal_core::units::{Bytes, Seconds};
 use shoal_core::{NodeId, Plan};
 use shoal_engine::kernels;
 use shoal_engine::model::WeightSource;
@@ -118,13 +118,17 @@ impl Emulated {
         format!("{board}; emulated on {here}")
     }
 
-    /// What was measured of a link here, in the played devices' own time.
+    /// What was measured of a link here, in the played devices' own time. A message's processor time is the played
+    /// device's, where its network is known: that is what [`MessagePace`] makes it take, not what this machine took.
     pub fn own_time(&self, mut figures: LinkFigures) -> LinkFigures {
         let dilation = self.dilation();
         for trip in &mut figures.round_trips {
             trip.time.median.0 /= dilation;
         }
         figures.message_cpu.median.0 /= dilation;
+        if let Some(played) = self.message_cpu.filter(|played| *played > figures.message_cpu.median.0) {
+            figures.message_cpu = Measured::exact(Seconds(played));
+        }
         figures.bandwidth.median.0 *= dilation;
         figures
     }
@@ -161,8 +165,8 @@ impl WeightSource for NoWeights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_core::profile::{Measured, RoundTrip};
-    use shoal_core::units::{BytesPerSec, Seconds};
+    use shoal_core::profile::RoundTrip;
+    use shoal_core::units::BytesPerSec;
 
     #[test]
     fn grades_follow_from_the_flags() {
@@ -194,6 +198,14 @@ mod tests {
             message_cpu: Measured::exact(Seconds(4e-5)),
             shared: false,
         };
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("two.toml");
+        let text =
+            "network = \"gigabit-switch\"\n[[device]]\nname = \"pi\"\ncount = 2\nprofile = \"pi5-8gb\"\n";
+        std::fs::write(&path, text).expect("write");
+        let device = Emulated::new(&format!("{}#pi-1", path.display()), 4.0, false).expect("device");
+        // As the profile of the network has it, and not a quarter of what was measured here.
+        assert_eq!(device.own_time(figures.clone()).message_cpu.median, Seconds(2.5e-5));
         let own = Emulated::new("pi5-8gb", 4.0, false).expect("board").own_time(figures);
         assert_eq!(own.round_trips[0].time.median, Seconds(2e-4));
         assert_eq!(own.bandwidth.median, BytesPerSec(4e6));

@@ -87,10 +87,12 @@ mod tests {
         for _ in 0..50 {
             let deadline = Instant::now() + Duration::from_millis(2);
             let missed = sleeper.until(deadline);
-            // Early by no more than what a sleep is cut short.
-            assert!(missed > -LONGEST_BIAS.as_secs_f64() - 1e-6, "{missed}");
+            // Early by no more than what a sleep is cut short, or what is too short to be slept for.
+            let most = LONGEST_BIAS + SHORTEST + Duration::from_micros(1);
+            assert!(missed > -most.as_secs_f64(), "{missed}");
         }
-        assert_eq!(sleeper.sleeps, 50);
+        // A busy machine may let the thread go on only when a deadline has passed.
+        assert!((1..=50).contains(&sleeper.sleeps), "{}", sleeper.sleeps);
         assert!(sleeper.bias > 0.0, "no system wakes at once");
     }
 }

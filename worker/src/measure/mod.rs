@@ -388,7 +388,9 @@ mod tests {
             let spec = shape.spec(FileType::from_name(file).expect("file type"));
             let start = Instant::now();
             let profile = profile(&spec, &pool).expect("profile");
-            assert!(start.elapsed() < Duration::from_secs(10), "{:?}: {profile:?}", start.elapsed());
+            // 10 s are promised of a machine that has nothing else to do. What is under way when the clock ends takes
+            // as much longer as a busy one lets it.
+            assert!(start.elapsed() < 3 * LONGEST, "{:?}: {profile:?}", start.elapsed());
             assert_eq!(profile.threads, 2);
             for rate in &profile.rates {
                 let rows: Vec<u32> = rate.batched.iter().map(|entry| entry.rows).collect();
