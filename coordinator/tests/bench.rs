@@ -129,5 +129,9 @@ fn too_much_work_is_refused_before_anything_starts() {
     assert!(bad(&mut with(&["--streams", "300"]), 2).contains("256"));
     assert!(bad(&mut with(&["--context", "64", "--decode", "100"]), 2).contains("64"));
     bad(&mut with(&["--exclude", "nobody"]), 2);
+    let nowhere = place.path("no-such-folder/bench.csv");
+    assert!(bad(&mut with(&["--csv", nowhere.to_str().unwrap()]), 1).contains("no-such-folder"));
+    let folder = place.path("");
+    assert!(bad(&mut with(&["--svg", folder.to_str().unwrap()]), 1).contains("it is a folder"));
     place.assert_nothing_left();
 }

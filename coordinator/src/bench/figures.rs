@@ -1,5 +1,7 @@
 //! The figures of one plan, and what is made of several of them: medians, spreads, errors.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// What is measured of a plan, and predicted of it, and how far apart these are: always in the same shape. Times in
@@ -54,16 +56,14 @@ impl Figures {
         self.aggregate.iter().find(|entry| entry.streams == streams)?.tps
     }
 
-    /// These figures with another value in each place; places that none of `others` lacks get `value` of all, in order.
+    /// These figures with another value in each place: what `value` makes of those of `others` in the same place, in
+    /// order; none where one of them lacks it.
     fn combine(&self, others: &[&Self], value: impl Fn(&[f64]) -> Option<f64>) -> Self {
-        let all: Vec<Vec<Option<f64>>> = others.iter().map(|figures| figures.leaves()).collect();
+        let all: Vec<BTreeMap<Place, f64>> = others.iter().map(|figures| figures.leaves()).collect();
         let mut out = self.clone();
-        let mut at = 0;
-        out.each(&mut |leaf| {
-            let values: Option<Vec<f64>> =
-                all.iter().map(|leaves| leaves.get(at).copied().flatten()).collect();
+        out.each(&mut |place, leaf| {
+            let values: Option<Vec<f64>> = all.iter().map(|leaves| leaves.get(&place).copied()).collect();
             *leaf = values.filter(|values| !values.is_empty()).and_then(|values| value(&values));
-            at += 1;
         });
         out
     }
@@ -98,31 +98,34 @@ impl Figures {
         })
     }
 
-    fn leaves(&self) -> Vec<Option<f64>> {
-        let mut out = Vec::new();
-        self.clone().each(&mut |leaf| out.push(*leaf));
+    fn leaves(&self) -> BTreeMap<Place, f64> {
+        let mut out = BTreeMap::new();
+        self.clone().each(&mut |place, leaf| out.extend(leaf.map(|value| (place, value))));
         out
     }
 
-    fn each(&mut self, f: &mut impl FnMut(&mut Option<f64>)) {
-        f(&mut self.decode_tps);
-        f(&mut self.decode_ms.p50);
-        f(&mut self.decode_ms.p95);
+    fn each(&mut self, f: &mut impl FnMut(Place, &mut Option<f64>)) {
+        f(("decode", 0), &mut self.decode_tps);
+        f(("p50", 0), &mut self.decode_ms.p50);
+        f(("p95", 0), &mut self.decode_ms.p95);
         for entry in &mut self.prefill {
-            f(&mut entry.tps);
-            f(&mut entry.ttft_ms);
+            f(("prefill", entry.tokens), &mut entry.tps);
+            f(("ttft", entry.tokens), &mut entry.ttft_ms);
         }
         for entry in &mut self.aggregate {
-            f(&mut entry.tps);
-            f(&mut entry.efficiency);
+            f(("aggregate", entry.streams), &mut entry.tps);
+            f(("efficiency of", entry.streams), &mut entry.efficiency);
         }
-        f(&mut self.efficiency);
+        f(("efficiency", 0), &mut self.efficiency);
         let TrafficFigure { hops, all_reduce, head, control } = &mut self.bytes_per_token;
-        for leaf in [hops, all_reduce, head, control] {
-            f(leaf);
+        for (name, leaf) in [("hops", hops), ("sums", all_reduce), ("head", head), ("control", control)] {
+            f((name, 0), leaf);
         }
     }
 }
+
+/// Which figure: its name, and the prompt's tokens or the streams where there are several of it.
+type Place = (&'static str, u32);
 
 /// The middle value, or the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
@@ -209,6 +212,11 @@ mod tests {
         assert_eq!(error.bytes_per_token.hops, Some(0.0));
         assert_eq!(error.decode_ms.p50, None);
         assert_eq!(relative(0.0, 1.0), None);
+        // A prediction of more than could be measured.
+        let mut more = figures(3.0, Some(0.0));
+        more.prefill.insert(0, PrefillFigure { tokens: 4, tps: Some(77.0), ttft_ms: None });
+        more.aggregate.insert(0, AggregateFigure { streams: 1, tps: Some(77.0), efficiency: None });
+        assert_eq!(Figures::error(&figures(2.0, Some(0.0)), &more), error);
         assert_eq!(relative(4.0, 3.0), Some(-0.25));
     }
 }

@@ -182,11 +182,10 @@ struct Build<'a, 'b> {
 }
 
 impl<'a> Build<'a, '_> {
-    /// The emulation with how well the played devices' time was kept while one stream was decoded.
+    /// The emulation with how well the played devices' time was kept, in whatever was measured.
     fn kept(&self, mut view: EmulationView) -> EmulationView {
         let samples = self.results.trials.iter().flatten().flatten();
-        let overruns = samples.flat_map(|sample| sample.ranks.values().filter_map(|rank| rank.overrun));
-        view.emulation_overrun = overruns.reduce(f64::max);
+        view.emulation_overrun = samples.filter_map(|sample| sample.overrun).reduce(f64::max);
         view.kept_time = view.emulation_overrun.map(|overrun| overrun <= OVERRUN_TOLERATED);
         view
     }
@@ -265,16 +264,16 @@ impl<'a> Build<'a, '_> {
             let trial = if streams == 1 { &entry.latency } else { &entry.throughput };
             trial.as_ref().ok().map(|&trial| &self.field.trials[trial].plan)
         };
-        for (at, entry) in measured.aggregate.iter_mut().enumerate() {
+        for entry in &mut measured.aggregate {
             let Some(plan) = plan_at(entry.streams) else { continue };
             let Some((sum, all_measured)) = self.alone_rates(plan, entry.streams, true) else { continue };
             kinds.extend(all_measured);
             entry.efficiency = entry.tps.map(|tps| tps / sum);
-            if let Some(entry) = predicted.aggregate.get_mut(at)
-                && let Some((sum, _)) = self.alone_rates(plan, entry.streams, false)
-            {
-                entry.efficiency = entry.tps.map(|tps| tps / sum);
-            }
+        }
+        for entry in &mut predicted.aggregate {
+            let Some(plan) = plan_at(entry.streams) else { continue };
+            let Some((sum, _)) = self.alone_rates(plan, entry.streams, false) else { continue };
+            entry.efficiency = entry.tps.map(|tps| tps / sum);
         }
         measured.efficiency = measured.aggregate.last().and_then(|entry| entry.efficiency);
         predicted.efficiency = predicted.aggregate.last().and_then(|entry| entry.efficiency);

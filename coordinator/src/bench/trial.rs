@@ -49,6 +49,9 @@ pub(crate) struct Sample {
     pub(crate) ranks: BTreeMap<NodeId, RankSample>,
     /// What each node fetched of the model.
     pub(crate) fetched: BTreeMap<NodeId, Bytes>,
+    /// Of emulated devices, over all that was measured: real work that outlasted what was played, as a part of what was
+    /// played, of the node that kept time worst.
+    pub(crate) overrun: Option<f64>,
 }
 
 /// One node while one stream is decoded: means over its steps, in milliseconds.
@@ -174,6 +177,7 @@ impl Stand<'_> {
         let mut sample = Sample::default();
         let warm = WARM_PROMPT.min(self.work.context.saturating_sub(WARM_DECODE + 1)).max(1);
         self.streams(1, warm, WARM_DECODE).await?;
+        let before = self.driver.report(trial.plan.nodes()).await?;
         if trial.decode {
             self.decode(trial, &mut sample).await?;
         }
@@ -195,6 +199,8 @@ impl Stand<'_> {
             };
             sample.figures.aggregate.push(AggregateFigure { streams, tps, efficiency: None });
         }
+        let after = self.driver.report(trial.plan.nodes()).await?;
+        sample.overrun = after.keys().filter_map(|node| overrun(*node, &before, &after)).reduce(f64::max);
         Ok(sample)
     }
 
@@ -230,7 +236,7 @@ impl Stand<'_> {
                 stop_tokens: Vec::new(),
             })));
         }
-        let mut running = index.len();
+        let (mut running, mut aborted) = (index.len(), None);
         while running > 0 {
             let Update::Machine(action) = self.driver.next().await? else { continue };
             match action {
@@ -240,14 +246,15 @@ impl Stand<'_> {
                     }
                 }
                 Action::Finished { seq, .. } if index.contains_key(&seq) => running -= 1,
+                // The job may have ended, or go on without this stream.
                 Action::Aborted { seq, reason } if index.contains_key(&seq) => {
-                    // Where the job ended, its end follows and says more.
-                    tracing::debug!("a stream was aborted: {reason}");
+                    running -= 1;
+                    aborted = Some(reason);
                 }
                 other => check(other)?,
             }
         }
-        Ok(times)
+        aborted.map_or(Ok(times), |reason| Err(Broken::Trial(reason)))
     }
 
     fn ms(&self, time: Duration) -> f64 {
@@ -325,22 +332,30 @@ fn ranks(
         let mean = |now: u64, then: u64| {
             (steps > 0).then(|| now.saturating_sub(then) as f64 / 1e3 / steps as f64 / dilation)
         };
-        let played = now.emulation.predicted_us.saturating_sub(then.emulation.predicted_us);
-        let overrun = now.emulation.overrun_us.saturating_sub(then.emulation.overrun_us);
         let sample = RankSample {
             compute_ms: mean(now.compute_us, then.compute_us),
             wait_ms: mean(now.wait_us, then.wait_us),
             resident: resident.process,
             accounted: resident.accounted.total(),
-            overrun: (played > 0).then(|| overrun as f64 / played as f64),
+            overrun: overrun(node, before, after),
         };
         (node, sample)
     };
     nodes.iter().map(one).collect()
 }
 
+/// Real work of an emulated device that outlasted what was played, as a part of what was played.
+fn overrun(node: NodeId, before: &Snapshot, after: &Snapshot) -> Option<f64> {
+    let of = |snapshot: &Snapshot| snapshot.get(&node).copied().unwrap_or_default().0.emulation;
+    let (then, now) = (of(before), of(after));
+    let played = now.predicted_us.saturating_sub(then.predicted_us);
+    (played > 0).then(|| now.overrun_us.saturating_sub(then.overrun_us) as f64 / played as f64)
+}
+
 #[cfg(test)]
 mod tests {
+    use shoal_core::message::EmulationCounters;
+
     use super::*;
 
     fn times(streams: &[&[u64]]) -> Times {
@@ -375,6 +390,12 @@ mod tests {
         let ranks = ranks(&[NodeId([1; 16])], &snapshot(1), &snapshot(11), 2.0);
         assert_eq!(ranks[&NodeId([1; 16])].compute_ms, Some(2.0));
         assert_eq!(ranks[&NodeId([1; 16])].overrun, None);
+        let played = |predicted_us, overrun_us| {
+            let emulation = EmulationCounters { predicted_us, overrun_us, ..EmulationCounters::default() };
+            let counters = Counters { emulation, ..Counters::default() };
+            Snapshot::from([(NodeId([1; 16]), (counters, Default::default()))])
+        };
+        assert_eq!(overrun(NodeId([1; 16]), &played(100, 50), &played(1100, 60)), Some(0.01));
         assert_eq!(traffic(&snapshot(1), &snapshot(11), 5).hops, Some(200.0));
     }
 }

@@ -1,6 +1,6 @@
 //! `shoal bench`: the strategies measured side by side.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use shoal_core::Bytes;
@@ -117,6 +117,7 @@ pub(crate) fn run(args: &BenchArgs, config: &Config, verbose: u8) -> Outcome {
     let model = open(&args.model.model, config, &mut show)?;
     check_context(args.plan.context, &model)?;
     let work = Work::new(&args.wanted(), &model.spec)?;
+    [&args.csv, &args.svg, &args.png].into_iter().flatten().try_for_each(|path| check_writable(path))?;
     let plan_options = args.plan.options();
     runtime::block_on(async {
         let reserve = plan_options.reserve(config);
@@ -129,23 +130,40 @@ pub(crate) fn run(args: &BenchArgs, config: &Config, verbose: u8) -> Outcome {
         let field = Field::new(cluster, &model.spec, &work, &args.field(config, &options.exclude))?;
         let results = measure(&mut driver, &model, &field, &work, &show).await?;
         let report = Report::new(&model.spec, &work, &field, &results, driver.connected());
-        if let Some(path) = &args.csv {
-            std::fs::write(path, report.csv())
-                .map_err(|error| Failure::machine(format!("write {}", path.display()), error))?;
-        }
-        if args.svg.is_some() || args.png.is_some() {
-            let picture = report.picture();
-            args.svg.as_ref().map_or(Ok(()), |path| picture.save_svg(path))?;
-            args.png.as_ref().map_or(Ok(()), |path| picture.save_png(path))?;
-        }
+        // What took so long is shown even if a file cannot be written, and written even if nobody reads.
+        let written = args.write(&report);
         if args.json { out::json(&report) } else { out::line(&report.tables()) }?;
+        written?;
         driver.close().await;
         drop(local);
         Ok(())
     })
 }
 
+/// Whether a file can be where it is to be written: said before hours of measuring, not after.
+fn check_writable(path: &Path) -> Outcome {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wrong = match (folder.is_dir(), path.is_dir()) {
+        (true, false) => return Ok(()),
+        (false, _) => format!("there is no folder {}", folder.display()),
+        (true, true) => "it is a folder".to_owned(),
+    };
+    Err(Failure::machine(format!("write {}", path.display()), anyhow::anyhow!(wrong)))
+}
+
 impl BenchArgs {
+    /// Writes the files asked for, all that can be; the first failure is told.
+    fn write(&self, report: &Report<'_>) -> Outcome {
+        let csv = self.csv.as_ref().map_or(Ok(()), |path| {
+            std::fs::write(path, report.csv())
+                .map_err(|error| Failure::machine(format!("write {}", path.display()), error))
+        });
+        let picture = (self.svg.is_some() || self.png.is_some()).then(|| report.picture());
+        let svg = self.svg.as_ref().zip(picture.as_ref()).map_or(Ok(()), |(path, p)| p.save_svg(path));
+        let png = self.png.as_ref().zip(picture.as_ref()).map_or(Ok(()), |(path, p)| p.save_png(path));
+        csv.and(svg).and(png)
+    }
+
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             decode: self.decode,
