@@ -139,7 +139,8 @@ impl LocalWorkers {
 
     fn spawn(&mut self, number: u32, token_file: &Path, options: &LocalOptions) -> io::Result<()> {
         let name = worker_name(number, &options.played);
-        let folder = self.dir.path().join(&name);
+        // Not by the name: a cluster file may call its devices as it likes, by a path as well.
+        let folder = self.dir.path().join(format!("local-{number}"));
         std::fs::create_dir_all(&folder)?;
         let log = folder.join("log");
         let stderr: Stdio = if options.verbose > 0 { Stdio::inherit() } else { File::create(&log)?.into() };
@@ -200,18 +201,14 @@ impl Drop for LocalWorkers {
     }
 }
 
-/// A device of a cluster file goes by its name there.
+/// A device of a cluster file goes by its name there, unless two play it.
 fn worker_name(number: u32, played: &Played) -> String {
-    let device = played.devices.get(number as usize - 1).and_then(|device| device.rsplit_once('#'));
-    match device {
-        // The number keeps folders apart where a device is played twice.
-        Some((_, device))
-            if played.devices.iter().filter(|other| other.ends_with(&format!("#{device}"))).count() == 1 =>
-        {
-            device.to_owned()
-        }
-        _ => format!("local-{number}"),
-    }
+    let device_of = |device: &String| device.rsplit_once('#').map(|(_, name)| name.to_owned());
+    let own = played.devices.get(number as usize - 1).and_then(device_of);
+    let alone = |name: &String| {
+        played.devices.iter().filter_map(device_of).filter(|other| other == name).count() == 1
+    };
+    own.filter(alone).unwrap_or_else(|| format!("local-{number}"))
 }
 
 fn arguments(
@@ -285,6 +282,14 @@ fn tail(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_called_as_the_devices_they_play() {
+        let devices = ["a.toml#pi", "pi5-8gb", "b.toml#twice", "b.toml#twice"].map(str::to_owned).to_vec();
+        let played = Played { devices, ..Played::default() };
+        let names = (1..=5).map(|number| worker_name(number, &played)).collect::<Vec<_>>();
+        assert_eq!(names, ["pi", "local-2", "local-3", "local-4", "local-5"]);
+    }
 
     #[test]
     fn each_worker_has_folders_of_its_own() {

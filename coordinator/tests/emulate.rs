@@ -36,6 +36,29 @@ fn compute(report: &Value) -> Vec<f64> {
     report["ranks"].as_array().unwrap().iter().map(|rank| rank["compute_ms"].as_f64().unwrap()).collect()
 }
 
+/// How often times are compared.
+const TRIES: usize = 3;
+
+/// Which times of the three grades do not agree.
+fn times_apart(real: &Value, dilated: &Value, dry: &Value) -> Option<String> {
+    let want = itl(dry);
+    if want < 5.0 {
+        return Some(format!("the board is slow: {want} ms"));
+    }
+    for report in [real, dilated] {
+        if !(0.9..1.5).contains(&(itl(report) / want)) {
+            return Some(format!("{} of {want} ms", itl(report)));
+        }
+        for (got, want) in compute(report).iter().zip(compute(dry)) {
+            // Ranks come in the order of their ids, so either may be first; the two are nearly equal.
+            if !(0.6..2.0).contains(&(got / want)) {
+                return Some(format!("a rank: {got} of {want} ms"));
+            }
+        }
+    }
+    None
+}
+
 #[test]
 fn the_grades_agree_with_each_other() {
     let place = Place::new();
@@ -63,17 +86,17 @@ fn the_grades_agree_with_each_other() {
         assert!(names.contains(&"slow-1") && names.contains(&"slow-2"), "{names:?}");
     }
 
-    // A played device's time is what its profile predicts, whoever plays it: never less, and more only by what a
-    // busy machine adds.
-    let (want, most) = (itl(&dry), 1.5);
-    assert!(want > 5.0 * itl(&plain).min(1.0), "the board is slow: {want} ms");
-    for report in [&real, &dilated] {
-        assert!((0.9..most).contains(&(itl(report) / want)), "{} of {want} ms", itl(report));
-        for (got, want) in compute(report).iter().zip(compute(&dry)) {
-            // Ranks come in the order of their ids, so either may be first; the two are nearly equal.
-            assert!((0.6..2.0).contains(&(got / want)), "{got} of {want} ms");
+    // A played device's time is what its profile predicts, whoever plays it. Where a busy machine kept one of the runs
+    // from keeping time, all are tried again.
+    let mut apart = times_apart(&real, &dilated, &dry);
+    for _ in 1..TRIES {
+        if apart.is_none() {
+            break;
         }
+        let again = |grade: &[&str]| run(&place, &[&["--emulate-cluster", file], grade].concat());
+        apart = times_apart(&again(&[]), &again(&["--dilate", "3"]), &again(&["--dry"]));
     }
+    assert_eq!(apart, None);
 
     // Without weights nothing is fetched, and memory is accounted as planned.
     for rank in dry["ranks"].as_array().unwrap() {

@@ -232,7 +232,11 @@ impl Driver {
         let of = |view: &WorkerView| {
             let info = &view.info;
             let board = match &info.emulation {
-                Some(emulation) => shoal_profiles::board(&emulation.profile).ok(),
+                // A worker's word names a built-in board, and never a file of this machine.
+                Some(emulation) => shoal_profiles::boards()
+                    .contains(&emulation.profile.as_str())
+                    .then(|| shoal_profiles::board(&emulation.profile).ok())
+                    .flatten(),
                 None => shoal_profiles::recognise(&info.hardware, info.memory),
             };
             board?.power
