@@ -46,7 +46,7 @@ def head(kept):
         if labs
         else "The network was this machine's own loopback: the links of the cluster files were **not** played."
     )
-    late = sorted(key for key, run in kept.items() if not (emulation(run) or {}).get("kept_time", True))
+    late = sorted(key for key, run in kept.items() if (emulation(run) or {}).get("kept_time") is False)
     lost = (
         f" **Time was not kept** in {', '.join(late)}: there the machine was slower than the boards, and the figures are its "
         "own." if late else ""
