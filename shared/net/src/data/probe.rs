@@ -312,9 +312,15 @@ impl Prober {
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     places: Arc<Semaphore>,
-    /// The one connection of each node that is served or waits for its turn, with its number: so what waits is
-    /// bounded by the cluster's members, whatever one of them does.
-    served: Arc<Mutex<(u64, BTreeMap<NodeId, (u64, Connection)>)>>,
+    served: Arc<Mutex<Served>>,
+}
+
+/// The one connection of each node that is served or waits for its turn, with its number: so what waits is bounded by
+/// the cluster's members, whatever one of them does.
+#[derive(Debug, Default)]
+struct Served {
+    count: u64,
+    by_node: BTreeMap<NodeId, (u64, Connection)>,
 }
 
 impl Default for Server {
@@ -345,17 +351,17 @@ impl Server {
         let _ = tokio::time::timeout(PROBE_TIME, work).await;
         quic::close(&connection, CloseCode::Done, "");
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        if served.1.get(&peer).is_some_and(|(current, _)| *current == number) {
-            served.1.remove(&peer);
+        if served.by_node.get(&peer).is_some_and(|(current, _)| *current == number) {
+            served.by_node.remove(&peer);
         }
     }
 
     /// Takes a node's connection in; its last one is closed, for a node measures one thing at a time.
     fn enter(&self, peer: NodeId, connection: &Connection) -> u64 {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.0 += 1;
-        let number = served.0;
-        if let Some((_, before)) = served.1.insert(peer, (number, connection.clone())) {
+        served.count += 1;
+        let number = served.count;
+        if let Some((_, before)) = served.by_node.insert(peer, (number, connection.clone())) {
             quic::close(&before, CloseCode::Replaced, "this node began another probe");
         }
         number
