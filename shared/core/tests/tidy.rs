@@ -19,7 +19,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("worker", &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-profiles"]),
     (
         "coordinator",
-        &["shoal-core", "shoal-cluster", "shoal-net", "shoal-engine", "shoal-profiles", "shoal-text", "worker"],
+        &[
+            "shoal-core",
+            "shoal-cluster",
+            "shoal-net",
+            "shoal-engine",
+            "shoal-profiles",
+            "shoal-text",
+            "worker",
+        ],
     ),
 ];
 

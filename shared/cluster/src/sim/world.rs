@@ -317,8 +317,13 @@ impl<'a> World<'a> {
         self.jobs_left -= 1;
         self.stopping = false;
         let scenario = self.scenario;
-        let workload =
-            Workload { context: CONTEXT, streams: scenario.streams, prompt_len: 16, decode_len: Workload::DECODE_LEN, objective: None };
+        let workload = Workload {
+            context: CONTEXT,
+            streams: scenario.streams,
+            prompt_len: 16,
+            decode_len: Workload::DECODE_LEN,
+            objective: None,
+        };
         let job = Job {
             model: coordinator::nominal_model(),
             spec: model(),

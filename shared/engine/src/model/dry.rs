@@ -274,7 +274,7 @@ mod tests {
         let pool = Arc::new(Pool::new(1).expect("pool"));
         let wanted = [HeadRow { row: 0, request: HeadRequest { k: 3, ..HeadRequest::greedy() } }];
         let hidden = vec![0.0; 256];
-        let mut answer = |node, step| {
+        let answer = |node, step| {
             let mut shard = DryShard::new(&spec, &plan, node, Arc::clone(&pool)).expect("shard");
             let answers = shard.head(StepId(step), &hidden, &wanted).expect("answers");
             // A question is answered from the same logits.
