@@ -224,6 +224,11 @@ fn reserve_and_exclusion_count() {
     };
     let two = plan(&["--exclude", "pi-2"]);
     assert_eq!(two["left_out"][0]["name"], "pi-2");
+    // With nobody left, no memory is counted and nothing is suggested.
+    let none = ["--exclude", "pi-1", "--exclude", "pi-2", "--exclude", "pi-3"];
+    let said = bad(shape(&place, "llama-3.1-8b", &cluster).args(none), 4);
+    assert!(said.contains("no board of three Pi 5 can take part") && said.contains("excluded"), "{said}");
+    assert!(!said.contains("it would fit") && !said.contains("GB"), "{said}");
     // Alone it takes 5.4 of 7.2 GB; with 2 GB kept free one board no longer does.
     assert_eq!(plan(&[])["strategies"][0]["feasible"], true);
     assert_eq!(plan(&["--memory-reserve", "2GB"])["strategies"][0]["feasible"], false);

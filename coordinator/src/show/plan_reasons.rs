@@ -99,11 +99,9 @@ fn changed(what_if: &WhatIf, objective: Objective) -> String {
     let Some(before) = &what_if.before else {
         return format!("{board}: then it fits, {}", figure(after, objective));
     };
-    if !what_if.used {
-        return format!(
-            "{board}: nothing; {} would be left out",
-            if what_if.count == 1 { "it" } else { "one or more" }
-        );
+    if what_if.used_count == 0 {
+        let which = if what_if.count == 1 { "it" } else { "they" };
+        return format!("{board}: nothing; {which} would be left out");
     }
     let (what, ratio) = match objective {
         Objective::Latency => ("time per token", after.decode_ms / before.decode_ms),
@@ -113,7 +111,11 @@ fn changed(what_if: &WhatIf, objective: Objective) -> String {
     let change = 100.0 * (ratio - 1.0);
     let sign = if change < 0.0 { '−' } else { '+' };
     let (from, to) = (figure(before, objective), figure(after, objective));
-    let by = format!("{} on {}", after.strategy.name(), count(after.boards, "board"));
+    let idle = match what_if.count - what_if.used_count {
+        0 => String::new(),
+        idle => format!(", {idle} of the {} left out", what_if.count),
+    };
+    let by = format!("{} on {}{idle}", after.strategy.name(), count(after.boards, "board"));
     format!("{board}: {from} → {to}, {sign}{:.0} % {what}, {by}", change.abs())
 }
 
@@ -128,6 +130,13 @@ fn figure(figures: &Figures, objective: Objective) -> String {
 /// Why nothing fits: what is missing, and what would do. It follows `error: `.
 pub(super) fn misfit(sheet: &Sheet<'_>, no_plan: &NoPlan) -> String {
     let (spec, ground) = (sheet.spec, sheet.ground);
+    if no_plan.devices == 0 {
+        let mut out = format!("failed to plan {}: no board of {} can take part", spec.name, ground.title);
+        for line in left_out(&no_plan.left_out) {
+            out.push_str(&format!("\n  left out        {line}"));
+        }
+        return out;
+    }
     let boards = ground.cluster.devices.len();
     let mut out = format!(
         "failed to fit {} ({}) on {}, {} with {} for models",

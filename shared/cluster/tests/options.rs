@@ -216,3 +216,40 @@ fn figures_of_no_use_break_nothing() {
     let huge = cluster(&[4.0; 3], Bytes(u64::MAX));
     assert!(plan(&huge, &Options { reserve: Bytes(1), ..Options::default() }).is_ok());
 }
+
+#[test]
+fn what_is_said_to_help_a_strategy_does_help_it() {
+    let spec = large();
+    let load = workload(1);
+    let mut helped = 0;
+    for strategy in Strategy::ALL {
+        for (small_board, fast_board) in [(1 << 30, 2 << 30), (10 << 20, 4 << 30), (1 << 29, 1 << 30)] {
+            let mut cluster = cluster(&[8.0, 6.0, 4.0], Bytes(fast_board));
+            cluster.devices[1].usable = Bytes(small_board);
+            let Err(no) = choose(&spec, &cluster, &load, &asked(strategy)) else { continue };
+            let Some(addition) = no.addition else { continue };
+            cluster.devices.push(device(3, 8.0, addition));
+            let with = choose(&spec, &cluster, &load, &asked(strategy));
+            assert!(with.is_ok(), "{strategy:?}: {addition} more do not help: {}", with.unwrap_err());
+            helped += 1;
+        }
+    }
+    assert!(helped >= 5, "only {helped} were helped");
+}
+
+#[test]
+fn only_what_was_searched_for_is_called_the_best() {
+    let cluster = cluster(&[8.0, 6.0], Bytes::mib(64));
+    let scope = |options: &Options| {
+        let choice = plan(&cluster, options).unwrap();
+        choice.limits.last().unwrap().text.clone()
+    };
+    assert!(scope(&Options::default()).starts_with("proven the best by"));
+    assert!(scope(&asked(Strategy::Head)).starts_with("proven the best of head by"));
+    let fixed = scope(&asked(Strategy::StaticLayer));
+    assert!(!fixed.contains("proven") && fixed.contains("nothing was searched for"), "{fixed}");
+    // One device has one plan, whatever it is called: there is no next best.
+    let alone = Cluster { devices: cluster.devices[..1].to_vec(), links: cluster.links.clone() };
+    let choice = plan(&alone, &Options::default()).unwrap();
+    assert!(choice.reason.contains("no other strategy has another plan"), "{}", choice.reason);
+}

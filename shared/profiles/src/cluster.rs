@@ -36,6 +36,8 @@ pub struct ClusterFile {
     pub speeds: Vec<f64>,
     /// By which network each device is attached; `None` where only links of its own are given.
     pub networks: Vec<Option<String>>,
+    /// The networks of that, each with the name by which the file calls it.
+    attached: Vec<Option<Net>>,
     /// The network of devices that name none, and of boards that are added on paper.
     pub network: Option<Net>,
     /// Devices that name no network, so that the cluster's is taken for them.
@@ -98,19 +100,19 @@ impl ClusterFile {
             links: Vec::new(),
             speeds: Vec::new(),
             networks: Vec::new(),
+            attached: Vec::new(),
             network,
             defaulted: Vec::new(),
             cpu_quota: Vec::new(),
         };
-        let mut attached: Vec<Option<Net>> = Vec::new();
         for (at, device) in raw.device.iter().enumerate() {
-            file.add(&check, at, device, &mut nets, &mut attached)?;
+            file.add(&check, at, device, &mut nets)?;
         }
         if file.boards.is_empty() {
             return Err(check.missing("[[device]]"));
         }
         let own = file.own_links(&check, &raw.link, &mut nets)?;
-        file.connect(&check, &own, &attached)?;
+        file.connect(&check, &own)?;
         Ok(file)
     }
 
@@ -121,7 +123,6 @@ impl ClusterFile {
         at: usize,
         raw: &RawDevice,
         nets: &mut Nets<'_>,
-        attached: &mut Vec<Option<Net>>,
     ) -> Result<(), ProfileFileError> {
         let key = |name: &str| format!("device[{at}].{name}");
         let name = raw.name.as_deref().ok_or_else(|| check.missing(key("name")))?;
@@ -180,7 +181,7 @@ impl ClusterFile {
             self.speeds.push(raw.speed.unwrap_or(1.0));
             self.networks.push(net.as_ref().map(|net| net.name.clone()));
             self.cpu_quota.push(quota);
-            attached.push(net.clone());
+            self.attached.push(net.clone());
         }
         Ok(())
     }
@@ -231,8 +232,8 @@ impl ClusterFile {
         &mut self,
         check: &Check<'_>,
         own: &BTreeMap<(usize, usize), Net>,
-        attached: &[Option<Net>],
     ) -> Result<(), ProfileFileError> {
+        let attached = &self.attached;
         // Few networks serve many pairs.
         let mut worse: BTreeMap<(&str, &str), LinkFigures> = BTreeMap::new();
         let n = self.boards.len();
@@ -282,9 +283,7 @@ impl ClusterFile {
         let net = net.or(self.network.as_ref()).cloned().ok_or_else(missing)?;
         let at = self.boards.len();
         for other in 0..at {
-            // What the other is attached by is in its links; the slower side decides.
-            let named = self.networks[other].as_deref().filter(|name| *name != net.name);
-            let figures = match named.map(|name| net::find(name, None)).and_then(Result::ok) {
+            let figures = match &self.attached[other] {
                 Some(theirs) => worse_of(&net.figures, &theirs.figures),
                 None => net.figures.clone(),
             };
@@ -296,7 +295,8 @@ impl ClusterFile {
             .find(|name| self.boards.iter().all(|(known, _)| known != name));
         self.boards.push((name.unwrap_or_else(|| board.name.clone()), board));
         self.speeds.push(1.0);
-        self.networks.push(Some(net.name));
+        self.networks.push(Some(net.name.clone()));
+        self.attached.push(Some(net));
         self.cpu_quota.push(None);
         Ok(at)
     }

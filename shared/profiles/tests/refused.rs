@@ -204,3 +204,17 @@ fn links_of_their_own_and_defaults_are_told_apart() {
     assert_eq!(half.profile.phase_overhead.median.0, full.profile.phase_overhead.median.0 * 2.0);
     assert_eq!(half.usable.0, 2_000_000_000);
 }
+
+#[test]
+fn a_board_is_added_by_the_worse_of_both_networks_even_of_one_in_a_file() {
+    let folder = Folder::new();
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../profiles/nets/100m-switch.toml");
+    folder.write("mine.toml", &fs::read_to_string(own).unwrap());
+    let text = "[[device]]\nname = \"a\"\nprofile = \"pi5-8gb\"\nnetwork = \"mine.toml\"\n";
+    let mut cluster = ClusterFile::read(&folder.write("home.toml", text)).unwrap();
+    let added = cluster.attach(board("pi4-4gb").unwrap(), Some(&net("2.5g-switch").unwrap())).unwrap();
+    let between = |a, b| &cluster.links.iter().find(|link| (link.0, link.1) == (a, b)).unwrap().2;
+    let slow = net("100m-switch").unwrap().figures;
+    assert_eq!(between(added, 0).bandwidth, slow.bandwidth);
+    assert_eq!(between(0, added).round_trips, slow.round_trips);
+}

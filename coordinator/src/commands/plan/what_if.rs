@@ -14,8 +14,13 @@ use crate::paper;
 /// Boards of one kind that are tried together where one is not enough.
 const MOST_ADDED: usize = 8;
 
-/// Additions that are planned with at most; those with too little memory for what is missing are not planned with.
-const MOST_TRIED: usize = 24;
+/// Additions that are planned with at most, from the smallest in memory and from the fewest boards; those with too
+/// little memory for what is missing are not planned with.
+const MOST_TRIED: usize = 12;
+
+/// Work of the exact searches for one addition, as [`Options::effort`] counts: whether it fits is asked, and a plan in
+/// half a second serves as an example.
+const TRY_EFFORT: u64 = 500_000;
 
 /// Profiles that are offered as an addition: boards that can be had with what Shoal runs on them today.
 const NOT_OFFERED: [&str; 1] = ["orin-nano-gpu"];
@@ -32,6 +37,8 @@ pub(crate) struct WhatIf {
     pub(crate) after: Option<Figures>,
     /// Whether the plan with them gives each of them work.
     pub(crate) used: bool,
+    /// How many of them have work.
+    pub(crate) used_count: usize,
     /// Why there is no plan with it.
     pub(crate) reason: Option<String>,
 }
@@ -131,18 +138,26 @@ pub(crate) fn what_if(
     before: Option<Figures>,
 ) -> Outcome<WhatIf> {
     let (cluster, added) = ground.plus(&vec![board.clone(); count])?;
-    let (after, used, reason) = match choose(spec, &cluster, workload, options) {
+    let (after, used_count, reason) = match choose(spec, &cluster, workload, options) {
         Ok(choice) => {
-            let used = added.iter().all(|node| choice.chosen.plan.nodes().contains(node));
-            (Some(Figures::of(&choice)), used, None)
+            let after = Figures::of(&choice);
+            match before.filter(|before| options.strategy.is_none() && before.figure <= after.figure) {
+                // The plan without them is one of those with them, whether a search comes upon it or not.
+                Some(before) => (Some(before), 0, None),
+                None => {
+                    let nodes = choice.chosen.plan.nodes();
+                    (Some(after), added.iter().filter(|node| nodes.contains(node)).count(), None)
+                }
+            }
         }
-        Err(no_plan) => (None, false, Some(no_plan.to_string())),
+        Err(no_plan) => (None, 0, Some(no_plan.to_string())),
     };
-    Ok(WhatIf { profile: board.name, title: board.title, count, before, after, used, reason })
+    let (used, Board { name: profile, title, .. }) = (used_count == count, board);
+    Ok(WhatIf { profile, title, count, before, after, used, used_count, reason })
 }
 
 /// Additions that give a plan: the one with the least memory, and the one of the fewest boards where that is another.
-/// None where memory is not what is missing, or none of those tried does.
+/// None where nothing is planned on or what was asked for contradicts itself, or none of those tried does.
 ///
 /// # Errors
 /// There is no network to attach boards by.
@@ -153,9 +168,10 @@ pub(crate) fn additions(
     workload: &Workload,
     options: &Options,
 ) -> Outcome<Vec<Addition>> {
-    if no_plan.refused.is_some() {
+    if no_plan.refused.is_some() || no_plan.devices == 0 {
         return Ok(Vec::new());
     }
+    let options = &Options { effort: options.effort.or(Some(TRY_EFFORT)), ..options.clone() };
     // What is asked to be kept free on every board is not added.
     let holds = |board: &Board| board.usable.saturating_sub(options.reserve).0;
     let offered = boards().iter().filter(|name| !NOT_OFFERED.contains(name));
@@ -166,14 +182,21 @@ pub(crate) fn additions(
         tries.extend(counts.filter(|(memory, ..)| *memory >= no_plan.missing.0.max(1)));
     }
     let mut out: Vec<Addition> = Vec::new();
+    let mut failed: Vec<(usize, &str)> = Vec::new();
     for kind in [Least::Memory, Least::Boards] {
         tries.sort_by_key(|(memory, count, _)| match kind {
             Least::Memory => (*memory, *count as u64),
             Least::Boards => (*count as u64, *memory),
         });
         for &(_, count, board) in tries.iter().take(MOST_TRIED) {
+            if failed.contains(&(count, &board.name)) {
+                continue;
+            }
             let (cluster, _) = ground.plus(&vec![board.clone(); count])?;
-            let Ok(choice) = choose(spec, &cluster, workload, options) else { continue };
+            let Ok(choice) = choose(spec, &cluster, workload, options) else {
+                failed.push((count, &board.name));
+                continue;
+            };
             if out.iter().all(|other| other.profile != board.name || other.count != count) {
                 out.push(Addition {
                     kind,

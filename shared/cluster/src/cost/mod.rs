@@ -163,7 +163,7 @@ pub struct Prefill {
 /// What a plan is predicted to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
-    /// One token of one stream at half the context, from order to answer.
+    /// One token of one stream, from order to answer, in the middle of what is generated after the prompt.
     pub decode_ms: f64,
     /// `1000 / decode_ms`.
     pub decode_tps: f64,

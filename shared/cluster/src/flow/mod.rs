@@ -16,6 +16,7 @@
 //! What is not modelled: processor time that messages take from a node's kernels, which run on other threads;
 //! the sampler's time, which is microseconds.
 
+mod event;
 mod jitter;
 mod network;
 mod node;

@@ -3,7 +3,6 @@
 //! A node computes one thing at a time and is blocked while it waits for its group, as the worker's compute
 //! thread is. Between two layers, and between steps, it takes head work first. The coordinator's scheduler is the real one.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use shoal_core::head::HeadRequest;
@@ -11,6 +10,7 @@ use shoal_core::model::ModelSpec;
 use shoal_core::plan::AllReduce;
 use shoal_core::{NodeId, Plan, SeqId};
 
+use super::event::{Event, Happening, Message, What};
 use super::jitter::Jitter;
 use super::network::{Flight, Network};
 use super::node::{Node, Part, State};
@@ -24,67 +24,6 @@ use crate::scheduler::{NewSequence, Scheduler};
 
 /// Bytes by which each further token makes an order longer.
 const TOKEN_BYTES: f64 = 5.0;
-
-/// What a message is for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum What {
-    /// The step's order, from the coordinator.
-    Order,
-    /// Hidden rows for the receiver's stage.
-    Hop,
-    /// A partial sum, or a summed slice, of this round of the stage's.
-    Partial(u32),
-    Sum(u32),
-    /// Hidden rows for the receiver's part of the head.
-    HeadRows,
-    /// An answer to the coordinator.
-    Answer,
-    /// Word that a step's logits need not be kept.
-    Settled,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Message {
-    from: usize,
-    to: usize,
-    step: usize,
-    what: What,
-    bytes: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Happening {
-    /// The node's kernels are done with what they were at.
-    Computed(usize),
-    /// A message on a shared link begins to leave.
-    Leaves(Message),
-    /// A message's first byte is there; it keeps the receiver for so long.
-    Reaches(Message, f64),
-    /// The message is taken over.
-    Arrives(Message),
-}
-
-/// Earlier ones first, among equal times those that were scheduled first.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Event {
-    time: f64,
-    order: u64,
-    what: Happening,
-}
-
-impl Eq for Event {}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.time.total_cmp(&self.time).then(other.order.cmp(&self.order))
-    }
-}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
 
 /// A step that was formed.
 #[derive(Debug)]

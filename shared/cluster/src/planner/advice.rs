@@ -122,11 +122,14 @@ fn scope(planner: &Planner<'_>, optimal: bool) -> Vec<Limit> {
             "no search has energy as its own objective: the least energy among plans made for latency and throughput on \
              the thriftiest devices",
         ));
+    } else if planner.options.strategy == Some(Strategy::StaticLayer) {
+        out.push(say("static-layer is one plan, whatever the devices are: nothing was searched for"));
     } else if optimal {
-        out.push(say(
-            "proven the best by these predictions over ordered disjoint groups, contiguous layers, whole heads and blocks, \
-             and the output head on the last group or on all devices",
-        ));
+        let of = planner.options.strategy.map_or_else(String::new, |asked| format!(" of {}", asked.name()));
+        out.push(say(&format!(
+            "proven the best{of} by these predictions over ordered disjoint groups, contiguous layers, whole heads and \
+             blocks, and the output head on the last group or on all devices"
+        )));
     } else if planner.exact() {
         out.push(say("the exact search ended at its bound on work: the gap says how much better a plan could be at most"));
     } else {
@@ -144,11 +147,24 @@ pub(super) fn reason(planner: &Planner<'_>, chosen: &Priced, outcomes: &[Outcome
     if planner.options.strategy.is_some() {
         return format!("{} was asked for; predicted {}", strategy.name(), say(chosen));
     }
-    let alone = if strategy == Strategy::Single { "one device alone is fastest: " } else { "" };
-    let mut others: Vec<&Priced> =
-        outcomes.iter().filter(|o| o.strategy != strategy).filter_map(|o| o.result.as_ref().ok()).collect();
+    let alone = match (strategy, planner.workload.objective()) {
+        (Strategy::Single, Objective::Energy) => "one device alone needs least: ",
+        (Strategy::Single, _) => "one device alone is fastest: ",
+        _ => "",
+    };
+    let fits = outcomes.iter().filter(|o| o.strategy != strategy).filter_map(|o| o.result.as_ref().ok());
+    let same =
+        |other: &&Priced| other.plan.stages == chosen.plan.stages && other.plan.head == chosen.plan.head;
+    let (equal, mut others): (Vec<&Priced>, Vec<&Priced>) = fits.partition(same);
     others.sort_by(|a, b| planner.figure(a).total_cmp(&planner.figure(b)));
     let Some(next) = others.first() else {
+        if !equal.is_empty() {
+            return format!(
+                "{alone}{} is predicted to give {}, and no other strategy has another plan",
+                strategy.name(),
+                say(chosen)
+            );
+        }
         return format!("{alone}{} is the only one that fits; predicted {}", strategy.name(), say(chosen));
     };
     let mut out = format!(

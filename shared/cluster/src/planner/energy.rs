@@ -9,7 +9,9 @@ use super::Options;
 use super::heuristic;
 use super::problem::{Family, Goal};
 use super::strategies::{Attempt, Planner};
-use crate::cost::{Cluster, Device, predict};
+use crate::cost::model::Model;
+use crate::cost::predict::{Pricing, mean_context, rates_of};
+use crate::cost::{Cluster, Device, Links};
 
 /// Numbers of devices that are tried at most, from one to all.
 const SIZES: usize = 6;
@@ -61,7 +63,7 @@ impl Planner<'_> {
         if family == Family::Single {
             // Each device by itself, since the fastest is not the thriftiest.
             for device in &self.cluster.devices {
-                let cluster = Cluster { devices: vec![device.clone()], links: self.cluster.links.clone() };
+                let cluster = self.only(device.clone());
                 let ask = heuristic::Ask {
                     cluster: &cluster,
                     ..self.ask(family, strategy, false, Goal::Latency, &[])
@@ -77,15 +79,23 @@ impl Planner<'_> {
     }
 
     fn joules(&self, plan: &Plan) -> f64 {
-        let prediction = predict(plan, self.spec, self.cluster, self.workload).ok();
-        prediction.and_then(|prediction| prediction.joules_per_token).unwrap_or(f64::INFINITY)
+        let Ok(rates) = rates_of(plan, self.cluster) else { return f64::INFINITY };
+        let model = Model::new(self.spec);
+        let pricing = Pricing { model: &model, rates: &rates, links: &self.cluster.links };
+        let context = mean_context(self.spec, self.workload);
+        pricing.joules(plan, self.workload.streams.max(1), context).unwrap_or(f64::INFINITY)
+    }
+
+    /// A cluster of this device: of its links, it needs the one to the coordinator alone.
+    fn only(&self, device: Device) -> Cluster {
+        Cluster { devices: vec![device], links: Links::new(self.cluster.links.default) }
     }
 
     /// Energy of a token on this device as if it had memory for all of the model.
     fn alone(&self, node: NodeId) -> f64 {
         let Some(device) = self.cluster.device(node) else { return f64::INFINITY };
         let device = Device { usable: shoal_core::Bytes(u64::MAX >> 1), ..device.clone() };
-        let cluster = Cluster { devices: vec![device], links: self.cluster.links.clone() };
+        let cluster = self.only(device);
         let options = Options { pins: Vec::new(), ..self.options.clone() };
         let planner = Planner::new(self.spec, &cluster, self.workload, &options, Default::default());
         planner.static_layer().map_or(f64::INFINITY, |plan| planner.joules(&plan))

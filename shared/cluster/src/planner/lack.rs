@@ -127,6 +127,7 @@ pub(super) fn addition(planner: &Planner<'_>, family: Family, missing: Bytes) ->
     if n == 0 || n > ADDITION_DEVICES || missing.0 == 0 || n >= planner.most() {
         return None;
     }
+    let asked = planner.options.strategy;
     let fastest = planner
         .cluster
         .devices
@@ -143,7 +144,15 @@ pub(super) fn addition(planner: &Planner<'_>, family: Family, missing: Bytes) ->
             Objective::Latency => Goal::Latency,
             Objective::Throughput | Objective::Energy => Goal::Throughput,
         };
-        let ask = planner.ask(family, Strategy::Hybrid, false, goal, &[]);
+        if asked == Some(Strategy::StaticLayer) {
+            // Equal layers for one more: a search would find others.
+            let pins = planner.pins.clone();
+            let with = Planner::new(planner.spec, &cluster, planner.workload, planner.options, pins);
+            return with.static_layer().ok().map(|_| usable);
+        }
+        // Who asks for a strategy asks for all devices, where it has a use for them.
+        let use_all = asked.is_some_and(|asked| asked != Strategy::Single);
+        let ask = planner.ask(family, Strategy::Hybrid, use_all, goal, &[]);
         heuristic::find(&heuristic::Ask { cluster: &cluster, ..ask }).0.map(|_| usable)
     })
 }
