@@ -8,6 +8,7 @@ use common::{Coordinator, Layout, PATIENCE, Process, plan, spec};
 use shoal_core::NodeId;
 use shoal_core::frame::WireType;
 use shoal_core::ids::{Epoch, Term};
+use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Order};
 use shoal_core::plan::AllReduce;
 
@@ -102,7 +103,7 @@ async fn coordinators_come_and_go_and_an_older_one_is_refused() {
     // The next one dials the worker, with a lower term: refused.
     let old = Coordinator::start_in(authority, 4);
     let mut conn = old.endpoint.dial(n[0], &[worker_at]).await.expect("dial");
-    let hello = |term| Order::Hello { protocol: 1, term, cluster: "test".to_owned() };
+    let hello = |term| Order::Hello { protocol: PROTOCOL_VERSION, term, cluster: "test".to_owned() };
     conn.send(&hello(Term(4))).await.expect("hello");
     match tokio::time::timeout(PATIENCE, conn.recv()).await.expect("in time") {
         Ok(Answer::Refused { highest_term, reason, .. }) => {
