@@ -171,7 +171,7 @@ fn a_plan_names_the_five_strategies() {
     }
     let output = place.shoal().arg("plan").arg(&model).args(["--local-workers", "3"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("Chosen: ") && text.contains("adaptive-layer"), "{text}");
+    assert!(text.contains("→ ") && text.contains("optimal") && text.contains("adaptive-layer"), "{text}");
     // Nothing fits: still five strategies, and exit code 4.
     let mut command = place.shoal();
     command.arg("plan").arg(&model).args(["--local-workers", "2", "--json", "--memory-reserve", "1TB"]);

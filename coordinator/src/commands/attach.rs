@@ -198,6 +198,7 @@ pub(crate) fn job(
     let context = check_context(plan.context, model)?;
     Ok(JobOptions {
         strategy: plan.strategy.map(Into::into),
+        use_all: false,
         wire: plan.wire(config),
         exclude,
         pins,

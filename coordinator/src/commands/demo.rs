@@ -16,7 +16,7 @@ use super::attach::{Attached, check_context, gather_local, job, ready};
 use super::options::{PlanOptions, SamplingArgs};
 use crate::cli::HomeArgs;
 use crate::config::Config;
-use crate::driver::{Driver, DriverOptions};
+use crate::driver::{Driver, DriverOptions, JobOptions};
 use crate::exit::{Failure, Outcome};
 use crate::local::{LocalOptions, LocalWorkers, temporary_folder};
 use crate::model::Model;
@@ -86,6 +86,8 @@ const BUDGET_SLACK_PERCENT: u64 = 15;
 pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
     let mut show = Show::new(!args.json, !args.json);
     let dir = temporary_folder()?;
+    // What is measured and hashed goes with the rest.
+    let config = &Config { data_dir: dir.path().join("own"), ..config.clone() };
     let model = match &args.model {
         Some(path) => Model::open(path, dir.path(), |done, total| show.hashing(done, total))?,
         None => Model::embedded()?,
@@ -99,6 +101,8 @@ pub(crate) fn run(args: &DemoArgs, config: &Config, verbose: u8) -> Outcome {
     runtime::block_on(async {
         let Attached { local, mut driver } = gather(args, dir, memory, verbose, &show).await?;
         let options = job(&args.plan, config, &model, &driver, None, prompt.len())?;
+        // What is shown is many workers as one.
+        let options = JobOptions { use_all: true, ..options };
         show.remark("measuring workers and links");
         let serving = ready(&mut driver, &model, &options, &mut show).await?;
         let plan = &serving.planned.plan;
@@ -211,7 +215,7 @@ impl DemoArgs {
             decode_len: Workload::DECODE_LEN,
             objective: None,
         };
-        let options = Options { strategy, wire: self.plan.wire(config), ..Options::default() };
+        let options = Options { strategy, use_all: true, wire: self.plan.wire(config), ..Options::default() };
         let choice = planner::choose(&model.spec, &on_paper(self.workers, most), &workload, &options);
         let Ok(choice) = choice else {
             show.remark(

@@ -19,6 +19,8 @@ use crate::show::Show;
 #[derive(Debug, Clone)]
 pub(crate) struct JobOptions {
     pub(crate) strategy: Option<Strategy>,
+    /// Leave no worker without work.
+    pub(crate) use_all: bool,
     pub(crate) wire: Wire,
     pub(crate) exclude: Vec<NodeId>,
     /// What particular workers must hold.
@@ -73,6 +75,7 @@ impl JobOptions {
             },
             planning: Planning::Choose(Options {
                 strategy: self.strategy,
+                use_all: self.use_all,
                 wire: self.wire,
                 exclude: self.exclude.clone(),
                 pins: self.pins.clone(),

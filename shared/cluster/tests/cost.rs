@@ -151,7 +151,9 @@ fn where_links_are_slow_one_device_is_the_bound() {
     let mut cluster = cluster(&[10.0, 8.0, 9.0], PLENTY);
     cluster.links = shoal_cluster::cost::Links::new(Link::new(0.5, 1e6));
     let alone = Cluster { devices: vec![cluster.devices[0].clone()], links: cluster.links.clone() };
-    assert!(close(lower_bound_ms(&spec, &cluster, &work), lower_bound_ms(&spec, &alone, &work)));
+    // The output head's bound spreads over all devices as if nothing were sent; layers do not.
+    let (bound, one) = (lower_bound_ms(&spec, &cluster, &work), lower_bound_ms(&spec, &alone, &work));
+    assert!(bound <= one && bound > 0.9 * one, "{bound} {one}");
 }
 
 #[test]

@@ -13,7 +13,9 @@ use shoal_core::frame::WireType;
 use shoal_core::ids::{Epoch, Term};
 use shoal_core::limits::PROTOCOL_VERSION;
 use shoal_core::message::{Answer, Hash, ModelRef, Order, Peer};
-use shoal_core::plan::{AllReduce, HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Sums, Wire};
+use shoal_core::plan::{
+    AllReduce, HeadShare, KvBudget, Plan, PlanParts, Share, Span, Stage, Strategy, Sums, Wire,
+};
 use shoal_core::profile::NodeInfo;
 use shoal_core::units::Bytes;
 use shoal_core::{ModelSpec, NodeId};

@@ -55,7 +55,7 @@ pub fn choose(
     let planner = Planner::new(spec, &used, workload, options, pins);
     let outcomes: Vec<Outcome> = Strategy::ALL
         .into_iter()
-        .map(|strategy| planner.outcome(strategy, options.strategy == Some(strategy)))
+        .map(|strategy| planner.outcome(strategy, options.use_all || options.strategy == Some(strategy)))
         .collect();
     let asked = |outcome: &&Outcome| options.strategy.is_none_or(|asked| asked == outcome.strategy);
     let Some(best) = best(&planner, outcomes.iter().filter(asked)) else {

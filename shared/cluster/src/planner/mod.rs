@@ -69,6 +69,8 @@ pub struct Options {
     /// Take this strategy, whether it is best or not, and use all devices that can take part. Without
     /// one, devices are left out where the plan is better so.
     pub strategy: Option<Strategy>,
+    /// Leave no device without work where a strategy can use it, whether or not one is asked for.
+    pub use_all: bool,
     /// Number formats on the wire.
     pub wire: Wire,
     /// Nodes not to use.
