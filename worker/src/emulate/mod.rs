@@ -15,7 +15,7 @@
 //! | `pace` | the played device's clock |
 //! | `sleep` | sleeping up to a point in time |
 //! | `body` | the shard, or one without weights: the one place where grades differ in the runtime |
-//! | [`MessagePace`] | processor time of messages |
+//! | `MessagePace` | processor time of messages |
 //!
 //! A worker that plays nobody has none of this on its way but a test of an `Option` for each step and
 //! message. The laboratory's network is not made here (`scripts/lab`).
@@ -119,7 +119,7 @@ impl Emulated {
     }
 
     /// What was measured of a link here, in the played devices' own time. A message's processor time is the played
-    /// device's, where its network is known: that is what [`MessagePace`] makes it take, not what this machine took.
+    /// device's, where its network is known: that is what `MessagePace` makes it take, not what this machine took.
     pub fn own_time(&self, mut figures: LinkFigures) -> LinkFigures {
         let dilation = self.dilation();
         for trip in &mut figures.round_trips {

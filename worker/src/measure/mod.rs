@@ -3,9 +3,9 @@
 //!
 //! Three things are measured, in rounds, so that what disturbs this machine for a while disturbs all of them alike:
 //!
-//! - **layers** of the model ([`trial`]), as many as do not fit into the cache (all of a small model), at 1 to 256
+//! - **layers** of the model (`trial`), as many as do not fit into the cache (all of a small model), at 1 to 256
 //!   rows, and the output head's answer;
-//! - **products** of each number format with as much memory ([`products`]), at the same numbers of rows: they say how
+//! - **products** of each number format with as much memory (`products`), at the same numbers of rows: they say how
 //!   a layer's time is shared among its formats. What a layer takes beyond them (norms, rotations, quantizing) grows
 //!   with its matrices and is put on their rates;
 //! - a **narrow layer**, which has all of a layer's hand-overs between threads and hardly any weights, at its first

@@ -17,11 +17,11 @@
 //! # What is not
 //! - The exact search places the head's rows by three rules. A plan it proves best is then looked around by local
 //!   search, which places them freely and prices far fewer plans; where that is better, it is taken.
-//! - Beyond that many devices, and with an effort of 0, plans come from [`heuristic`]: no proof, and the gap is to a lower
+//! - Beyond that many devices, and with an effort of 0, plans come from `heuristic`: no proof, and the gap is to a lower
 //!   bound that few clusters can reach. `tests/heuristic.rs` holds it against the exact search on random clusters.
 //! - The chunk of prefill is chosen for the plan that decodes best, and not traded against decoding: by the exact search
 //!   the one with which a typical prompt is answered first, by the heuristic the largest that fits.
-//! - Energy has no search of its own: the least of plans made for speed is taken ([`energy`]).
+//! - Energy has no search of its own: the least of plans made for speed is taken (`energy`).
 //! - `static-layer` is one plan: equal layers and equal parts of the head, by node id.
 //!
 //! | module | lives there |
