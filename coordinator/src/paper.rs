@@ -88,11 +88,23 @@ pub(crate) fn refused(error: ProfileFileError) -> Failure {
     }
 }
 
+/// The model that is planned for: of a shape, or described by the header of a file.
+///
+/// # Errors
+/// Neither is named, or what is named is no model.
+pub(crate) fn model(shape: Option<&str>, quant: &str, file: Option<&Path>) -> Outcome<ModelSpec> {
+    match (shape, file) {
+        (Some(shape), _) => shaped(shape, quant),
+        (None, Some(file)) => crate::model::header(file),
+        (None, None) => Err(Failure::Usage("a MODEL or --shape is needed".to_owned())),
+    }
+}
+
 /// The model of this shape in this number format, as `shoal synth` would write it.
 ///
 /// # Errors
 /// No such shape or format.
-pub(crate) fn shaped(shape: &str, quant: &str) -> Outcome<ModelSpec> {
+fn shaped(shape: &str, quant: &str) -> Outcome<ModelSpec> {
     let shape = Shape::from_name(shape).ok_or_else(|| {
         let known = SHAPES.iter().map(|shape| shape.name).collect::<Vec<_>>().join(", ");
         Failure::Usage(format!("--shape {shape}: unknown shape; known are {known}"))

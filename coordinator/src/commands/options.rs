@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use shoal_cluster::cost::Objective;
-use shoal_cluster::planner::Pin;
+use shoal_cluster::planner::{Options, Pin};
 use shoal_core::frame::WireType;
 use shoal_core::ids::NodeId;
 use shoal_core::plan::{Span, Strategy, Wire};
@@ -151,6 +151,21 @@ impl PlanOptions {
     pub(crate) fn wire(&self, config: &Config) -> Wire {
         let sum = self.wire.map(WireType::from).or(config.file.wire);
         sum.map_or_else(Wire::default, |sum| Wire { sum, ..Wire::default() })
+    }
+
+    /// What the planner is told for a cluster on paper, whose nodes have these names.
+    ///
+    /// # Errors
+    /// As [`PlanOptions::excluded`] and [`PlanOptions::pins`].
+    pub(crate) fn on_paper(&self, config: &Config, names: &BTreeMap<NodeId, String>) -> Outcome<Options> {
+        Ok(Options {
+            strategy: self.strategy.map(Into::into),
+            wire: self.wire(config),
+            exclude: self.excluded(names)?,
+            pins: self.pins(names)?,
+            reserve: self.reserve(config),
+            ..Options::default()
+        })
     }
 
     /// The nodes to leave out.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::Args;
 use shoal_cluster::cost::Workload;
 use shoal_cluster::planner::{Choice, NoPlan, Options, choose};
-use shoal_core::{Epoch, ModelSpec};
+use shoal_core::ModelSpec;
 use shoal_profiles::{Board, Net};
 
 use super::attach::{Attached, attach, context_of, job, open};
@@ -127,20 +127,8 @@ fn on_paper(
         return Err(Failure::Usage("--refresh has no meaning on paper: nothing is measured".to_owned()));
     }
     let paper = Paper::read(path)?;
-    let spec = match (&args.shape, &args.model) {
-        (Some(shape), _) => paper::shaped(shape, &args.quant)?,
-        (None, Some(model)) => crate::model::header(model)?,
-        (None, None) => return Err(Failure::Usage("a MODEL or --shape is needed".to_owned())),
-    };
-    let options = Options {
-        strategy: args.plan.strategy.map(Into::into),
-        wire: args.plan.wire(config),
-        exclude: args.plan.excluded(&paper.names)?,
-        pins: args.plan.pins(&paper.names)?,
-        epoch: Epoch::default(),
-        reserve: args.plan.reserve(config),
-        ..Options::default()
-    };
+    let spec = paper::model(args.shape.as_deref(), &args.quant, args.model.as_deref())?;
+    let options = args.plan.on_paper(config, &paper.names)?;
     let workload = args.workload(&spec)?;
     let ground = Ground::paper(paper, net);
     let result = choose(&spec, &ground.cluster, &workload, &options);

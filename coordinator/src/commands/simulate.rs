@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 use shoal_cluster::cost::Workload;
 use shoal_cluster::flow::{self, Simulation};
-use shoal_cluster::planner::{Options, Priced, choose};
+use shoal_cluster::planner::{Priced, choose};
+use shoal_core::ModelSpec;
 use shoal_core::plan::{PlanView, Strategy};
-use shoal_core::{Epoch, ModelSpec};
 
 use super::attach::context_of;
 use super::options::PlanOptions;
@@ -116,21 +116,9 @@ pub(crate) fn run(args: &SimulateArgs, config: &Config) -> Outcome {
         return Err(Failure::Usage("--refresh has no meaning on paper: nothing is measured".to_owned()));
     }
     let paper = Paper::read(&args.cluster)?;
-    let spec = match (&args.shape, &args.model) {
-        (Some(shape), _) => paper::shaped(shape, &args.quant)?,
-        (None, Some(model)) => crate::model::header(model)?,
-        (None, None) => return Err(Failure::Usage("a MODEL or --shape is needed".to_owned())),
-    };
+    let spec = paper::model(args.shape.as_deref(), &args.quant, args.model.as_deref())?;
     let workload = args.workload(&spec)?;
-    let options = Options {
-        strategy: args.plan.strategy.map(Into::into),
-        wire: args.plan.wire(config),
-        exclude: args.plan.excluded(&paper.names)?,
-        pins: args.plan.pins(&paper.names)?,
-        epoch: Epoch::default(),
-        reserve: args.plan.reserve(config),
-        ..Options::default()
-    };
+    let options = args.plan.on_paper(config, &paper.names)?;
     let choice = choose(&spec, &paper.cluster, &workload, &options).map_err(|no_plan| {
         let text = no_plan.to_string();
         if no_plan.refused.is_some() { Failure::Usage(text) } else { Failure::NoPlan(text) }

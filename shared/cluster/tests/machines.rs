@@ -14,34 +14,13 @@ use shoal_core::frame::Class;
 use shoal_core::head::{Candidate, HeadAnswer, HeadQuery, HeadRequest};
 use shoal_core::message::{Answer, Failure, HeadRow, Order, Resident, Run, StepOrder};
 use shoal_core::plan::{PlanParts, Strategy};
-use shoal_core::profile::{LinkFigures, LinkProfile, Measured, NodeInfo, RoundTrip};
-use shoal_core::units::{BytesPerSec, Seconds};
 use shoal_core::{Bytes, Epoch, ModelSpec, NodeId, Plan, SeqId, StepId, Term};
 
 mod common;
 
-use common::{cluster, device, node, small, workload};
+use common::{cluster, device, info, link, node, small, workload};
 
 const EPOCH: Epoch = Epoch { term: Term(4), counter: 1 };
-
-fn info(node: NodeId) -> NodeInfo {
-    let text = || "x".to_owned();
-    NodeInfo {
-        node,
-        name: format!("name-{}", node.0[0]),
-        version: text(),
-        hardware: text(),
-        kernel_set: text(),
-        threads: 1,
-        memory: Bytes::mib(64),
-        available: Bytes::mib(64),
-        reserve: Bytes(0),
-        usable: Bytes::mib(64),
-        resident: Bytes::mib(1),
-        data_port: 1,
-        emulation: None,
-    }
-}
 
 fn plan(strategy: Strategy, workers: usize, streams: u32) -> Plan {
     let options = Options { strategy: Some(strategy), epoch: EPOCH, ..Options::default() };
@@ -267,19 +246,6 @@ fn an_absurd_profile_leaves_its_node_out_and_a_twin_is_refused() {
         )
     );
     assert_eq!(machine.plan().unwrap().nodes(), [node(1)]);
-}
-
-/// A link of ordinary figures.
-fn link(from: NodeId, to: NodeId) -> LinkProfile {
-    let time = |seconds| Measured::exact(Seconds(seconds));
-    let round_trips = [(64, 100e-6), (4096, 150e-6), (65_536, 900e-6)];
-    let round_trips = round_trips.map(|(bytes, seconds)| RoundTrip { bytes, time: time(seconds) }).to_vec();
-    let bandwidth = Measured::exact(BytesPerSec(1e8));
-    LinkProfile {
-        from,
-        to,
-        figures: LinkFigures { round_trips, bandwidth, message_cpu: time(10e-6), shared: false },
-    }
 }
 
 /// Three workers measure their links; `broken` pairs cannot. Those left out.

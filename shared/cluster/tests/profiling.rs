@@ -6,32 +6,13 @@ use shoal_cluster::coordinator::{self, Action as Told, Config, Event as News, Jo
 use shoal_cluster::cost::Link;
 use shoal_cluster::planner::Options;
 use shoal_core::message::{Answer, Failure, Order};
-use shoal_core::profile::{DeviceProfile, LinkFigures, LinkProfile, Measured, NodeInfo, RoundTrip};
+use shoal_core::profile::{DeviceProfile, LinkProfile};
 use shoal_core::units::{BytesPerSec, Seconds};
 use shoal_core::{Bytes, NodeId, Term};
 
 mod common;
 
-use common::{device, node, small, workload};
-
-fn info(node: NodeId) -> NodeInfo {
-    let text = || "x".to_owned();
-    NodeInfo {
-        node,
-        name: format!("name-{}", node.0[0]),
-        version: text(),
-        hardware: text(),
-        kernel_set: text(),
-        threads: 1,
-        memory: Bytes::mib(64),
-        available: Bytes::mib(64),
-        reserve: Bytes(0),
-        usable: Bytes::mib(64),
-        resident: Bytes::mib(1),
-        data_port: 1,
-        emulation: None,
-    }
-}
+use common::{device, info, link, node, small, workload};
 
 fn job(workers: usize, planning: Planning) -> Box<Job> {
     Box::new(Job {
@@ -47,19 +28,6 @@ fn job(workers: usize, planning: Planning) -> Box<Job> {
         profiles: Default::default(),
         power: Default::default(),
     })
-}
-
-/// A link of ordinary figures.
-fn link(from: NodeId, to: NodeId) -> LinkProfile {
-    let time = |seconds| Measured::exact(Seconds(seconds));
-    let round_trips = [(64, 100e-6), (4096, 150e-6), (65_536, 900e-6)];
-    let round_trips = round_trips.map(|(bytes, seconds)| RoundTrip { bytes, time: time(seconds) }).to_vec();
-    let bandwidth = Measured::exact(BytesPerSec(1e8));
-    LinkProfile {
-        from,
-        to,
-        figures: LinkFigures { round_trips, bandwidth, message_cpu: time(10e-6), shared: false },
-    }
 }
 
 /// Feeds answers until the machine has none to wait for: each worker says its profile, and `links` of those it is

@@ -84,7 +84,7 @@ impl<'a> Network<'a> {
         let occupied = link.occupied(bytes);
         let start = self.take_sender(now, from, occupied);
         self.note(from, to, bytes, occupied);
-        Flight { reaches: start + (link.time(bytes) - occupied).max(0.0) * jitter.factor(), occupied }
+        Flight { reaches: start + link.wait(bytes) * jitter.factor(), occupied }
     }
 
     /// Sends over the shared medium what began to leave `now` ([`Network::shared_start`]): as soon as nobody
@@ -104,7 +104,7 @@ impl<'a> Network<'a> {
         self.medium_until = start + air;
         self.medium_used += air;
         self.note(from, to, bytes, occupied);
-        Flight { reaches: start + (link.time(bytes) - occupied).max(0.0) * jitter.factor(), occupied }
+        Flight { reaches: start + link.wait(bytes) * jitter.factor(), occupied }
     }
 
     /// When a message that reaches `to` now is taken over there.

@@ -6,7 +6,9 @@ use shoal_cluster::planner::{Arrangement, RankShare, StageShares, plan_from_shar
 use shoal_cluster::sampling::uniform;
 use shoal_core::model::{Arch, LayerRole, ModelSpec, Role, RopeScaling, RopeSpec, TensorSpec};
 use shoal_core::plan::{KvBudget, Plan, Strategy, Sums, Wire};
-use shoal_core::profile::{ContextRate, DeviceProfile, KindRate, Measured};
+use shoal_core::profile::{
+    ContextRate, DeviceProfile, KindRate, LinkFigures, LinkProfile, Measured, NodeInfo, RoundTrip,
+};
 use shoal_core::units::{MacsPerSec, Seconds};
 use shoal_core::{Bytes, BytesPerSec, Epoch, NodeId, QuantType, Term};
 
@@ -120,4 +122,37 @@ pub(crate) fn cluster(speeds: &[f64], usable: Bytes) -> Cluster {
 
 pub(crate) fn workload(streams: u32) -> Workload {
     Workload { context: 512, streams, prompt_len: 64, decode_len: Workload::DECODE_LEN, objective: None }
+}
+
+/// What a worker without peculiarities says of itself.
+pub(crate) fn info(node: NodeId) -> NodeInfo {
+    let text = || "x".to_owned();
+    NodeInfo {
+        node,
+        name: format!("name-{}", node.0[0]),
+        version: text(),
+        hardware: text(),
+        kernel_set: text(),
+        threads: 1,
+        memory: Bytes::mib(64),
+        available: Bytes::mib(64),
+        reserve: Bytes(0),
+        usable: Bytes::mib(64),
+        resident: Bytes::mib(1),
+        data_port: 1,
+        emulation: None,
+    }
+}
+
+/// A link of ordinary figures.
+pub(crate) fn link(from: NodeId, to: NodeId) -> LinkProfile {
+    let time = |seconds| Measured::exact(Seconds(seconds));
+    let round_trips = [(64, 100e-6), (4096, 150e-6), (65_536, 900e-6)];
+    let round_trips = round_trips.map(|(bytes, seconds)| RoundTrip { bytes, time: time(seconds) }).to_vec();
+    let bandwidth = Measured::exact(BytesPerSec(1e8));
+    LinkProfile {
+        from,
+        to,
+        figures: LinkFigures { round_trips, bandwidth, message_cpu: time(10e-6), shared: false },
+    }
 }
